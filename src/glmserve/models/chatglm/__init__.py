@@ -1,0 +1,1 @@
+"""ChatGLM-6B, first generation: prefix LM, two-dimensional rotary positions, ungated GELU."""

@@ -1,0 +1,47 @@
+"""Facts of ChatGLM-6B, first generation, read from its released config.json (THUDM/chatglm-6b, configuration_chatglm.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glmserve.models.spec import ModelSpec
+
+OLD_VOCAB_SIZE = 150528  # revisions before 2023-04-06 kept 20,000 image tokens in front of the text tokens
+OLD_VOCAB_OFFSET = 20000
+
+
+def spec_from_config(config: dict[str, Any]) -> ModelSpec:
+    """Shapes and special ids.  Raises KeyError for a missing key, ValueError for a model this code would get wrong."""
+    for key in ("multi_query_attention", "original_rope", "rmsnorm"):
+        if key in config:
+            raise ValueError(f"the key {key!r} belongs to ChatGLM2 or later; this server knows the first generation only.")
+    if not config.get("position_encoding_2d", True):
+        raise ValueError("position_encoding_2d is false; ChatGLM-6B has two-dimensional positions.")
+    if config.get("quantization_bit", 0):
+        raise ValueError("quantized checkpoints (quantization_bit) are not supported yet. Serve the fp16 release.")
+    if config.get("pre_seq_len"):
+        raise ValueError("P-Tuning checkpoints (pre_seq_len) are not supported yet. Serve the base model.")
+    hidden_size, num_heads, vocab_size = config["hidden_size"], config["num_attention_heads"], config["vocab_size"]
+    if hidden_size % (4 * num_heads):
+        raise ValueError(f"hidden_size {hidden_size} does not divide into {num_heads} heads of a multiple of 4.")
+    shift = OLD_VOCAB_OFFSET if vocab_size == OLD_VOCAB_SIZE else 0
+    return ModelSpec(
+        family="chatglm",
+        attention="prefix",
+        rotary="2d",
+        num_layers=config["num_layers"],
+        hidden_size=hidden_size,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=hidden_size // num_heads,
+        intermediate_size=config.get("inner_hidden_size") or 4 * hidden_size,
+        vocab_size=vocab_size,
+        max_model_len=config.get("max_sequence_length", 2048),
+        norm_epsilon=config.get("layernorm_epsilon", 1e-5),
+        eos_token_ids=(config.get("eos_token_id", 130005 + shift),),
+        bos_token_id=config.get("bos_token_id", 130004 + shift),
+        mask_token_id=config.get("mask_token_id", 130000 + shift),
+        gmask_token_id=config.get("gmask_token_id", 130001 + shift),
+        pad_token_id=config.get("pad_token_id", 3 + shift),
+        torch_dtype=config.get("torch_dtype", "float16"),
+    )

@@ -1,0 +1,70 @@
+"""The facts of a model that both wings need: shapes, special ids, how it attends.  No torch.
+
+Each family's own `spec` module turns config.json into one of these; `catalog` knows which family that is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from glmserve.protocol.errors import ModelLoadError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the scheduler, the runner, the tokenizer and the routes need to know of a model.
+
+    `attention` is "prefix" where everything before the first `bos_token_id` (the context) attends to all of itself, so a
+    context is computed whole and reused only whole; "causal" otherwise.  `rotary` names the layout of positions:
+    "2d" has two position ids a token (ChatGLM-6B), "1d" one.
+    """
+
+    family: str
+    attention: Literal["causal", "prefix"]
+    rotary: Literal["1d", "2d"]
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_model_len: int
+    norm_epsilon: float
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+    mask_token_id: int | None = None  # prefix models: where the answer's first position points
+    gmask_token_id: int | None = None
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = True
+    torch_dtype: str = "float32"
+    rope_theta: float = 10000.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers of K and V that one token keeps, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.  Raises ModelLoadError that names what is missing."""
+    if not folder.is_dir():
+        raise ModelLoadError(
+            f"there is no model folder at {folder}. Give the folder that holds config.json and the weights, "
+            "or the name `demo` for the small built-in model."
+        )
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(f"{folder} has no config.json, so it is not a model folder. A ChatGLM-6B folder holds config.json, "
+                             "ice_text.model and pytorch_model-*.bin or *.safetensors.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}. Download it again.") from error
+    if not isinstance(config, dict):
+        raise ModelLoadError(f"{path} should hold a JSON object. Download it again.")
+    return config

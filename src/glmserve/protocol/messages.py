@@ -1,0 +1,124 @@
+"""Every message that crosses the door, and nothing else.
+
+Front end -> engine: EngineRequest, AbortRequest, DrainRequest.  Engine -> front end: EngineReady once, then one EngineOutputs
+a step, and EngineHeartbeat while there is nothing to do.  Times are seconds of CLOCK_MONOTONIC, which processes of one host share.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.protocol.stats import EngineStats
+
+
+class FinishReason(StrEnum):
+    """How a request ended.  Each accepted request ends with exactly one of these."""
+
+    STOP = "stop"  # end token, stop token or stop string
+    LENGTH = "length"  # max_tokens or the model's limit
+    ABORT = "abort"  # the client went away, or the server asked for it
+    ERROR = "error"  # the engine could not go on with it
+    TIMEOUT = "timeout"  # its deadline passed
+
+
+class EngineRequest(msgspec.Struct, tag="request", array_like=True):
+    """One sequence to generate; a user's n > 1 becomes n of these.  The engine knows token ids, never text."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling_params: SamplingParams
+    arrival_time: float
+    priority: int = 0  # lower runs first, as in vLLM
+
+
+class AbortRequest(msgspec.Struct, tag="abort", array_like=True):
+    """Stop these at once and free their blocks.  Unknown ids are ignored: the answer may already be on its way."""
+
+    request_ids: list[str]
+
+
+class DrainRequest(msgspec.Struct, tag="drain", array_like=True):
+    """Finish what is running and waiting, then end the engine process."""
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True):
+    """Log probabilities of one step, the sampled token first, then the best ones in order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]  # 1 is the most likely
+
+
+class RequestTimes(msgspec.Struct, array_like=True):
+    """Where a request's time went, seconds of CLOCK_MONOTONIC; sent with its last output."""
+
+    arrival: float
+    first_scheduled: float
+    first_token: float
+    finished: float
+    num_preemptions: int = 0
+
+
+class RequestOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+    """New tokens of one request after one step."""
+
+    request_id: str
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # set where a stop token (not the model's own end token) ended it
+    logprobs: list[TokenLogprobs] | None = None  # one entry a new token
+    num_cached_tokens: int = 0
+    times: RequestTimes | None = None
+    error: str | None = None
+
+
+class EngineOutputs(msgspec.Struct, tag="outputs", array_like=True):
+    """Everything one engine step produced."""
+
+    outputs: list[RequestOutput]
+    stats: EngineStats
+    time: float
+
+
+class EngineHeartbeat(msgspec.Struct, tag="heartbeat", array_like=True):
+    """The loop turned.  `loading` says what the engine is doing before it is ready, for people to read."""
+
+    time: float
+    loading: str | None = None
+    stats: EngineStats | None = None
+
+
+class EngineReady(msgspec.Struct, tag="ready", array_like=True):
+    """The model is loaded and where it lies."""
+
+    model: str
+    device: str
+    device_name: str
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    num_kv_blocks: int
+    block_size: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    placement: list[list[str]]  # rows of (part, device, size) for people to read
+    load_seconds: dict[str, float]
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """How many tokens of context the K/V pool holds."""
+        return self.num_kv_blocks * self.block_size
+
+
+class EngineFailed(msgspec.Struct, tag="failed", array_like=True):
+    """The engine cannot start or go on; `message` says what to do.  Its process ends after this."""
+
+    message: str
+    retryable: bool = False
+
+
+ToEngine = EngineRequest | AbortRequest | DrainRequest
+FromEngine = EngineOutputs | EngineHeartbeat | EngineReady | EngineFailed
