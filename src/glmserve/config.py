@@ -1,20 +1,36 @@
 """All settings, frozen, read once: flags over environment (GLMSERVE_*) over a YAML file over the defaults here.
 
-Flag names are vLLM's where vLLM has the flag.  `description` is the help text of the flag, so a setting is spelled once.
+A setting is spelled once, as a field: its name makes the flag (`max_num_seqs` -> `--max-num-seqs`), the variable
+(`GLMSERVE_MAX_NUM_SEQS`) and the YAML key; its type and limits check the value; its description is the help text; the class
+that declares it is its group in `--help`.  Flag names are vLLM's where vLLM has the flag.
 Nothing else in the project reads the environment or a settings file.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from inspect import get_annotations
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from glmserve.protocol.errors import SettingsError
+
+ENV_PREFIX = "GLMSERVE_"
 
 
-class EngineConfig(BaseModel):
-    """What the GPU wing needs to know."""
+class Settings(BaseModel):
+    """Some settings, frozen."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSettings(Settings):
+    """Model"""
 
     model: str = Field("demo", description="Model folder, or `demo` for the small built-in model.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the whole model lies; never split.")
@@ -22,6 +38,14 @@ class EngineConfig(BaseModel):
         "auto", description="Numbers of weights and activations. auto: the checkpoint's own on a GPU, float32 on a CPU."
     )
     max_model_len: int | None = Field(None, ge=2, description="Longest prompt plus answer in tokens. Default: the model's.")
+    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights of the config's shape.")
+    skip_tokenizer_init: bool = Field(False, description="Serve token ids only; needs no tokenizer files.")
+    seed: int = Field(0, description="Seed of dummy weights and of requests that give none.")
+
+
+class BatchSettings(Settings):
+    """Batching and memory"""
+
     max_num_seqs: int = Field(256, ge=1, le=4096, description="Most sequences in one step.")
     max_num_batched_tokens: int | None = Field(
         None, ge=16, description="Most prompt tokens in one step. Default: 8192 on a GPU, 2048 on a CPU."
@@ -30,38 +54,53 @@ class EngineConfig(BaseModel):
     kv_cache_memory_bytes: int | None = Field(
         None, ge=1, description="Size of the K/V pool. Default: what the GPU has left; on a CPU 1 GiB or 32 full contexts."
     )
-    block_size: int = Field(16, description="Tokens in one K/V block.")
+    block_size: int = Field(16, ge=1, le=256, description="Tokens in one K/V block.")
     num_kv_blocks: int | None = Field(None, ge=2, description="Exact number of K/V blocks, for tests.")
-    load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights of the config's shape.")
-    skip_tokenizer_init: bool = Field(False, description="Serve token ids only; needs no tokenizer files.")
     enable_prefix_caching: bool = Field(True, description="Reuse K/V of identical contexts and shared prefixes.")
     enforce_eager: bool = Field(False, description="No CUDA graphs.")
-    seed: int = Field(0, description="Seed of dummy weights and of requests that give none.")
-    aging_seconds: float = Field(
-        5.0, gt=0, description="A waiting request gains one priority class each time this long passes."
-    )
+    aging_seconds: float = Field(5.0, gt=0, description="A waiting request gains one priority class each time this long passes.")
     num_threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Default: torch's.")
 
 
-class ServerConfig(BaseModel):
-    """What the HTTP wing needs to know.  Times are seconds, sizes are bytes."""
+class EngineConfig(BatchSettings, ModelSettings):  # the last base's fields come first
+    """What the GPU wing needs to know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+class HttpSettings(Settings):
+    """Server"""
 
     host: str = Field("0.0.0.0", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     served_model_name: str | None = Field(None, description="Name clients use. Default: the model folder's name.")
-    api_key: tuple[str, ...] = Field((), description="Keys of which clients must send one as a Bearer token. Default: open.")
+    api_key: tuple[str, ...] = Field((), description="Key that clients must send as a Bearer token; may be repeated. Default: open.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level of the log.")
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        """A variable holds several keys with commas between them."""
+        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+
+class LimitSettings(Settings):
+    """Limits and deadlines"""
+
     max_num_queued_reqs: int = Field(512, ge=1, description="Requests accepted at a time; more get 503.")
     max_num_queued_tokens: int = Field(1_000_000, ge=1, description="Prompt tokens accepted at a time; more get 503.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body.")
-    first_token_timeout: float = Field(30.0, gt=0, description="Longest wait for the first token; then 504.")
-    request_timeout: float = Field(600.0, gt=0, description="Longest time for a whole request; then 504.")
-    shutdown_timeout: float = Field(30.0, ge=0, description="How long SIGTERM lets running requests finish.")
-    engine_start_timeout: float = Field(1800.0, gt=0, description="Longest start of the engine.")
-    engine_hang_timeout: float = Field(60.0, gt=0, description="An engine silent for this long is restarted.")
+    first_token_timeout: float = Field(30.0, gt=0, description="Longest wait for the first token, in seconds; then 504.")
+    request_timeout: float = Field(600.0, gt=0, description="Longest time for a whole request, in seconds; then 504.")
+    shutdown_timeout: float = Field(30.0, ge=0, description="How many seconds SIGTERM lets running requests finish.")
+    resume_seconds: float = Field(60.0, ge=0, description="How long an answer waits for a WebSocket client to come back.")
+    stream_interval: float = Field(0.0, ge=0, le=0.02, description="Longest wait, in seconds, to send tokens of a stream together.")
+    engine_start_timeout: float = Field(1800.0, gt=0, description="Longest start of the engine, in seconds.")
+    engine_hang_timeout: float = Field(60.0, gt=0, description="An engine silent for this many seconds is restarted.")
     max_engine_restarts: int = Field(5, ge=0, description="Restarts within ten minutes before the server gives up.")
-    stream_interval: float = Field(0.0, ge=0, le=0.02, description="Longest wait to send tokens of a stream together.")
+
+
+class RequestDefaults(Settings):
+    """Defaults of chat requests"""
+
     default_max_length: int = Field(2048, ge=2, description="ChatGLM protocol: prompt plus answer in tokens.")
     default_top_p: float = Field(0.7, gt=0, le=1, description="Default top_p of chat requests.")
     default_temperature: float = Field(0.95, ge=0, description="Default temperature of chat requests.")
@@ -69,5 +108,152 @@ class ServerConfig(BaseModel):
     allow_special_tokens: bool = Field(
         False, description="Let text from users become special tokens, as the released code does (a <sop> moves the context border)."
     )
-    resume_seconds: float = Field(60.0, ge=0, description="How long an answer waits for a WebSocket client to come back.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level of the log.")
+
+
+class ServerConfig(RequestDefaults, LimitSettings, HttpSettings):
+    """What the HTTP wing needs to know.  Times are seconds, sizes are bytes."""
+
+
+class ChatConfig(Settings):
+    """Chat"""
+
+    url: str = Field("http://localhost:8000", description="Server to talk to.")
+    api_key: str | None = Field(None, description="Key, for a server that asks for one.")
+    system: str | None = Field(None, description="System message at the head of each conversation.")
+    temperature: float | None = Field(None, ge=0, le=100, description="0 always takes the likeliest token. Default: the server's.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Share of probability to sample from. Default: the server's.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer in tokens. Default: what the model has room for.")
+    start_timeout: float = Field(1800.0, gt=0, description="How many seconds a model may take to load.")
+
+    @field_validator("api_key")
+    @classmethod
+    def _first_key(cls, value: str | None) -> str | None:
+        """The server's variable of the same name may hold several."""
+        return value.split(",")[0] if value else None
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class Given:
+    """Values that a user gave, and where each came from."""
+
+    def __init__(
+        self,
+        flags: Mapping[str, Any],
+        kinds: tuple[type[Settings], ...],
+        config_file: Path | None,
+        variables: Mapping[str, str],
+    ) -> None:
+        """`flags` by field name; None stands for a flag not given.  Raises SettingsError for a file that cannot be used."""
+        self.fields = [name for kind in kinds for name in kind.model_fields]
+        self.values: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+        if config_file is not None:
+            for key, value in _read_yaml(config_file, self.fields).items():
+                self._take(key, value, f"the key {key} in {config_file}")
+        for name in self.fields:
+            if variables.get(variable := ENV_PREFIX + name.upper()):  # an empty variable is one not set
+                self._take(name, variables[variable], f"the environment variable {variable}")
+        for name, value in flags.items():
+            if value is not None:
+                self._take(name, value, "the command line" if name == "model" else f"the flag {flag_name(name)}")
+
+    def _take(self, name: str, value: Any, origin: str) -> None:
+        self.values[name], self.origin[name] = value, origin
+
+    def read(self, kind: type[S]) -> S:
+        """The settings of one kind.  Raises SettingsError that tells of every bad value."""
+        try:
+            return kind(**{name: value for name, value in self.values.items() if name in kind.model_fields})
+        except ValidationError as error:
+            names = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+            raise SettingsError("\n".join(self._complaint(kind, name) for name in names)) from error
+
+    def _complaint(self, kind: type[Settings], name: str) -> str:
+        value, origin = self.values[name], self.origin[name]
+        lines = [
+            f"{name} cannot be {value!r}: it takes {allowed_values(kind, name)}.",
+            f"  It came from {origin}.  Meaning: {kind.model_fields[name].description}",
+        ]
+        if origin.endswith(f"{ENV_PREFIX}PORT") and "://" in str(value):
+            lines.append("  Kubernetes sets it for a Service named glmserve: rename the Service or set enableServiceLinks: false.")
+        return "\n".join(lines)
+
+
+def load_serve_settings(
+    flags: Mapping[str, Any], config_file: Path | None = None, environ: Mapping[str, str] | None = None
+) -> tuple[EngineConfig, ServerConfig]:
+    """Settings of `glmserve serve`.  Raises SettingsError that names key, value, what is allowed and where it came from."""
+    variables = os.environ if environ is None else environ
+    if config_file is None and variables.get("GLMSERVE_CONFIG"):
+        config_file = Path(variables["GLMSERVE_CONFIG"])
+    given = Given(flags, (EngineConfig, ServerConfig), config_file, variables)
+    return given.read(EngineConfig), given.read(ServerConfig)
+
+
+def load_chat_settings(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> ChatConfig:
+    """Settings of `glmserve chat`.  Raises SettingsError."""
+    return Given(flags, (ChatConfig,), None, os.environ if environ is None else environ).read(ChatConfig)
+
+
+def wants_traces(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether GLMSERVE_DEBUG asks for the whole trace of an unforeseen error."""
+    return bool((os.environ if environ is None else environ).get("GLMSERVE_DEBUG"))
+
+
+def misspelled_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """A line for each GLMSERVE_ variable that is no setting but looks like one, since it would silently do nothing."""
+    variables = os.environ if environ is None else environ
+    known = [ENV_PREFIX + name.upper() for kind in (EngineConfig, ServerConfig, ChatConfig) for name in kind.model_fields]
+    strangers = [name for name in variables if name.startswith(ENV_PREFIX) and name not in known]
+    return [f"{name} is no setting and does nothing{hint}" for name in strangers if (hint := _did_you_mean(name, known))]
+
+
+def flag_name(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def group_of(kind: type[Settings], name: str) -> str:
+    """Title of the group that a field belongs to: the first line of the class that declares it."""
+    home = next(cls for cls in kind.__mro__ if name in get_annotations(cls))
+    return (home.__doc__ or "").splitlines()[0]
+
+
+def allowed_values(kind: type[Settings], name: str) -> str:
+    """What a field takes, in words: "a whole number from 1 to 4096"."""
+    schema = kind.model_json_schema()["properties"][name]
+    schema = next(part for part in schema.get("anyOf", [schema]) if part.get("type") != "null")
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text", "array": "a list of texts"}
+    limits = [
+        f"{word} {schema[key]}"
+        for key, word in [("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"), ("exclusiveMaximum", "below")]
+        if key in schema
+    ]
+    return " ".join([words[schema["type"]], *limits])
+
+
+def _read_yaml(path: Path, fields: list[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {path} is not YAML: {error}") from error
+    if content is None:  # an empty file
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"the settings file {path} should hold lines like `max_num_seqs: 256`, not a {type(content).__name__}.")
+    values = {str(key).replace("-", "_"): value for key, value in content.items()}  # vLLM's files write max-num-seqs
+    if strangers := [key for key in values if key not in fields]:
+        complaints = [f"{key} in {path} is no setting{_did_you_mean(key, fields)}" for key in strangers]
+        raise SettingsError("\n".join([*complaints, "`glmserve serve --help` lists all settings; a key is a flag without its dashes."]))
+    return values
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    matches = get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"; did you mean {matches[0]}?" if matches else ""

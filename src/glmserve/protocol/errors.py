@@ -4,9 +4,10 @@ GlmserveError
 ├── InvalidRequestError      the request cannot be served as it is written        HTTP 400
 │   └── ContextLengthError   prompt, or prompt + answer, longer than the model    HTTP 400
 ├── ModelNotFoundError       no model of that name is served here                 HTTP 404
-├── OverloadedError          the queue is full; `retry_after` seconds             HTTP 429
+├── OverloadedError          the queue is full; `retry_after` seconds             HTTP 503
 ├── EngineUnavailableError   the engine is starting, draining, dead or hung       HTTP 503
 ├── DeadlineExceededError    the request's own time limit passed                  HTTP 504
+├── SettingsError            a flag, variable or settings file that cannot be     at start
 └── ModelLoadError           a model folder that cannot be served                 at start
     └── NotEnoughMemoryError how many bytes are missing                           at start
 """
@@ -50,8 +51,8 @@ class ModelNotFoundError(GlmserveError):
 class OverloadedError(GlmserveError):
     """The queue is full.  `retry_after` is in seconds."""
 
-    http_status = 429
-    error_type = "rate_limit_exceeded"
+    http_status = 503  # 429 is for a caller's own quota; a full server is capacity, as OpenAI and vLLM have it
+    error_type = "service_unavailable_error"
     code = "server_is_overloaded"
 
     def __init__(self, message: str, retry_after: int = 1) -> None:
@@ -77,6 +78,10 @@ class DeadlineExceededError(GlmserveError):
     http_status = 504
     error_type = "timeout_error"
     code = "deadline_exceeded"
+
+
+class SettingsError(GlmserveError):
+    """A flag, variable or settings file that cannot be used; the message names it, its value and what is allowed."""
 
 
 class ModelLoadError(GlmserveError):

@@ -1,0 +1,5 @@
+"""`python -m glmserve` is `glmserve`."""
+
+from glmserve.cli.main import main
+
+main()
