@@ -81,7 +81,7 @@ def _raise_for_refusal(response: httpx.Response) -> None:
     response.read()
     try:
         message = _message(response.json())
-    except ValueError:
+    except (ValueError, AttributeError):  # a proxy's own page
         message = f"the server answered {response.status_code} {response.reason_phrase}"
     if response.status_code == 401:
         message += "\n  Give the server's key with --api-key or GLMSERVE_API_KEY."
@@ -96,5 +96,5 @@ def _piece(event: dict[str, Any]) -> str:
 
 
 def _message(body: Any) -> str:
-    error = body.get("error", body) if isinstance(body, dict) else body
+    error = body.get("error", body)
     return str(error.get("message", error) if isinstance(error, dict) else error)
