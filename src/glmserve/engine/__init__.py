@@ -1,1 +1,1 @@
-"""engine"""
+"""The GPU wing's own loop: it knows token ids, never text."""

@@ -1,1 +1,1 @@
-"""layers"""
+"""What the model families are built of."""

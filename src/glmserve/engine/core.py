@@ -1,0 +1,140 @@
+"""EngineCore.step: schedule, execute, update.  The hot loop of the product, without sockets and without text.
+
+On a GPU step n + 1 is scheduled and launched while step n runs: sampled ids stay on the device as the next step's input, and the host
+reads them one step late.  On a CPU nothing could overlap, so each step is read at once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+from glmserve.config import EngineConfig
+from glmserve.engine.loading import LoadedEngine, load_engine
+from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
+from glmserve.protocol.messages import EngineReady, EngineRequest, FinishReason, RequestOutput, RequestTimes, TokenLogprobs
+from glmserve.protocol.stats import EngineStats
+from glmserve.runner.loader import Progress
+from glmserve.runner.model_runner import StepHandle
+from glmserve.scheduler.request import Request
+
+
+class EngineCore:
+    """One model on one device.  Not thread-safe: one loop calls it."""
+
+    def __init__(self, config: EngineConfig, progress: Progress = lambda _: None) -> None:
+        self._start(load_engine(config, progress), config)
+
+    def _start(self, loaded: LoadedEngine, config: EngineConfig) -> None:
+        self.spec = loaded.spec
+        self.ready = loaded.ready
+        self.scheduler = loaded.scheduler
+        self.runner = loaded.runner
+        self.max_model_len = loaded.ready.max_model_len
+        self._in_flight: StepHandle | None = None
+        self._ended: list[RequestOutput] = []  # ended outside a step: aborted
+        self._seeds = random.Random(config.seed)
+        self._stats = EngineStats()
+        self._step_end = time.monotonic()
+
+    def describe(self) -> EngineReady:
+        """Where the model lies and what fits."""
+        return self.ready
+
+    def add_request(self, message: EngineRequest) -> None:
+        """Queue a request.  Raises InvalidRequestError (also ContextLengthError) for one that can never run."""
+        self._check(message)
+        seed = message.sampling_params.seed
+        request = Request(message, self.spec, self.max_model_len, self._seeds.getrandbits(63) if seed is None else seed)
+        self.scheduler.add(request)
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        """End these now; each that was still open gets its last output from the next `step`.  Unknown ids are ignored."""
+        for request_id in request_ids:
+            request = self.scheduler.abort(request_id)
+            if request is not None:
+                self._ended.append(self._output(request, []))
+
+    def has_unfinished_requests(self) -> bool:
+        """True while `step` has something to do or to report."""
+        return bool(self.scheduler.requests or self._in_flight or self._ended)
+
+    def step(self) -> list[RequestOutput]:
+        """Launch the next step and report the tokens of the one before it (on a CPU: of this one)."""
+        started = time.monotonic()
+        self._stats.idle_seconds += started - self._step_end if not self._in_flight else 0.0
+        batch = self.scheduler.schedule()
+        launched = self.runner.execute(batch) if batch is not None else None
+        if launched is not None and not self.runner.on_gpu:
+            outputs = self._collect(launched)
+        else:
+            previous, self._in_flight = self._in_flight, launched
+            outputs = self._collect(previous) if previous is not None else []
+        self._step_end = time.monotonic()
+        self._count_step(launched, self._step_end - started)
+        ended, self._ended = self._ended, []
+        return ended + outputs
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges as of now."""
+        stats, kv_cache = self._stats, self.scheduler.kv_cache
+        stats.num_requests_running = len(self.scheduler.running)
+        stats.num_requests_waiting = self.scheduler.num_waiting
+        stats.kv_cache_usage_perc = kv_cache.pool.usage
+        stats.num_preemptions = self.scheduler.num_preemptions
+        stats.prefix_cache_queries = kv_cache.num_queried_tokens
+        stats.prefix_cache_hits = kv_cache.num_hit_tokens
+        return stats
+
+    def _check(self, message: EngineRequest) -> None:
+        if message.request_id in self.scheduler.requests:
+            raise InvalidRequestError(f"a request with the id {message.request_id!r} is already running", "request_id")
+        token_ids = message.prompt_token_ids
+        if not token_ids:
+            raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
+        if len(token_ids) >= self.max_model_len:
+            raise ContextLengthError(
+                f"the prompt has {len(token_ids)} tokens; this model takes at most {self.max_model_len}, answer included. Shorten it.", "prompt"
+            )
+        if min(token_ids) < 0 or max(token_ids) >= self.spec.vocab_size:
+            raise InvalidRequestError(f"token ids must be from 0 to {self.spec.vocab_size - 1}", "prompt")
+
+    def _collect(self, handle: StepHandle) -> list[RequestOutput]:
+        result = handle.wait()
+        now = time.monotonic()
+        logprobs = {id(request): entry for request, entry in zip(handle.batch.requests, result.logprobs, strict=True) if entry is not None}
+        advanced = self.scheduler.update(handle.batch, result.token_ids) if result.token_ids else []
+        outputs = []
+        for request in advanced:
+            request.first_token_time = request.first_token_time or now
+            failed = request.finish_reason == FinishReason.ERROR
+            new_token_ids = [] if failed else request.token_ids[-1:]
+            self._stats.generation_tokens += len(new_token_ids)
+            outputs.append(self._output(request, new_token_ids, logprobs.get(id(request))))
+        return outputs
+
+    def _output(self, request: Request, new_token_ids: list[int], logprobs: TokenLogprobs | None = None) -> RequestOutput:
+        output = RequestOutput(request.request_id, new_token_ids, request.finish_reason)
+        if logprobs is not None:
+            output.logprobs = [logprobs]
+        if request.finish_reason is None:
+            return output
+        output.num_cached_tokens = request.num_cached_tokens
+        output.times = RequestTimes(
+            request.arrival_time, request.first_scheduled_time, request.first_token_time, time.monotonic(), request.num_preemptions
+        )
+        if request.finish_reason == FinishReason.ERROR:
+            output.error = "the model gave scores that are not numbers; the weights may be damaged or the dtype too narrow"
+        if request.finish_reason == FinishReason.STOP and new_token_ids and new_token_ids[-1] in request.stop_token_ids:
+            output.stop_token_id = new_token_ids[-1]
+        return output
+
+    def _count_step(self, launched: StepHandle | None, seconds: float) -> None:
+        if launched is None:
+            return
+        self._stats.engine_steps += 1
+        if launched.batch.is_prefill:
+            self._stats.prompt_tokens += launched.batch.num_tokens
+            self._stats.prefill_seconds += seconds
+        else:
+            self._stats.decode_seconds += seconds

@@ -1,0 +1,162 @@
+"""From settings to an engine that can step: model, K/V pool, scheduler.  Says where each part lies, or how much memory is missing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from glmserve.config import EngineConfig
+from glmserve.engine.memory import check_room_for_weights, gib, num_kv_blocks
+from glmserve.models.catalog import read_spec
+from glmserve.models.registry import Model, model_class
+from glmserve.models.spec import ModelSpec
+from glmserve.protocol.errors import ModelLoadError, NotEnoughMemoryError
+from glmserve.protocol.messages import EngineReady
+from glmserve.runner.kv_pool import KVPool
+from glmserve.runner.loader import Progress, build_model, fill_with_noise, load_weights, parameter_bytes
+from glmserve.runner.model_runner import ModelRunner
+from glmserve.scheduler.block_pool import BlockPool
+from glmserve.scheduler.kv_cache_manager import KVCacheManager
+from glmserve.scheduler.scheduler import Scheduler
+
+_WARM_UP_SIZES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """What EngineCore steps."""
+
+    spec: ModelSpec
+    ready: EngineReady
+    scheduler: Scheduler
+    runner: ModelRunner
+
+
+def load_engine(config: EngineConfig, progress: Progress) -> LoadedEngine:
+    """Load everything.  `config.model` is a folder here.  Raises ModelLoadError, NotEnoughMemoryError among them."""
+    try:
+        with torch.inference_mode():
+            return _load(config, progress)
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughMemoryError(
+            f"the GPU ran out of memory while loading: {str(error).splitlines()[0]} Free memory on it, or serve a smaller context "
+            "(--max-model-len) or batch (--max-num-seqs, --max-num-batched-tokens). Nothing is ever moved to the CPU.",
+            missing_bytes=0,
+        ) from error
+
+
+def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
+    clock = _PhaseClock()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    folder = Path(config.model)
+    spec = _limit_length(read_spec(folder), config.max_model_len, folder)
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, spec, device)
+    max_batched_tokens = _max_batched_tokens(config, spec, device)
+    make_model = model_class(folder)
+    check_room_for_weights(parameter_bytes(make_model, spec, dtype), config, device)
+    progress(f"allocating {folder.name} on {device} as {dtype}")
+    model = build_model(make_model, spec, device, dtype)
+    clock.phase("allocate")
+    if config.load_format == "dummy":
+        fill_with_noise(model, config.seed)
+    else:
+        load_weights(model, spec, folder, progress)
+    clock.phase("load_weights")
+    num_blocks = num_kv_blocks(config, model, spec, dtype, device, max_batched_tokens, progress)
+    pool = KVPool(spec, num_blocks, config.block_size, dtype, device)
+    clock.phase("size_kv_cache")
+    runner = ModelRunner(model, spec, pool, device, config.max_num_seqs, spec.max_model_len, use_graphs=not config.enforce_eager)
+    progress("capturing decode graphs")
+    runner.warm_up([size for size in _WARM_UP_SIZES if size <= config.max_num_seqs])
+    clock.phase("capture_graphs")
+    scheduler = _scheduler(config, spec, pool, device, max_batched_tokens)
+    return LoadedEngine(spec, _describe(config, spec, model, pool, device, dtype, clock.seconds), scheduler, runner)
+
+
+def _limit_length(spec: ModelSpec, max_model_len: int | None, folder: Path) -> ModelSpec:
+    if max_model_len is None:
+        return spec
+    if max_model_len > spec.max_model_len:
+        raise ModelLoadError(f"--max-model-len {max_model_len} exceeds the {spec.max_model_len} tokens that {folder / 'config.json'} allows.")
+    return replace(spec, max_model_len=max_model_len)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(
+            "--device cuda, but torch sees no GPU. Check that `nvidia-smi` lists one and that torch is a CUDA build "
+            f"(this one is {torch.__version__}), or use --device cpu."
+        )
+    use_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+
+
+def _dtype(name: str, spec: ModelSpec, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = spec.torch_dtype if device.type == "cuda" else "float32"  # half precision is slower than float32 on most CPUs
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ModelLoadError(f"config.json has torch_dtype {name!r}; choose --dtype float32, float16 or bfloat16.")
+    return dtype
+
+
+def _max_batched_tokens(config: EngineConfig, spec: ModelSpec, device: torch.device) -> int:
+    tokens = config.max_num_batched_tokens or (8192 if device.type == "cuda" else 2048)
+    # A prefix model's context is computed whole, so the longest one must fit into a step.
+    return max(tokens, spec.max_model_len) if spec.attention == "prefix" else tokens
+
+
+def _scheduler(config: EngineConfig, spec: ModelSpec, pool: KVPool, device: torch.device, max_batched_tokens: int) -> Scheduler:
+    run_length = 1 if device.type == "cuda" else max(1, spec.max_model_len // config.block_size)
+    kv_cache = KVCacheManager(
+        BlockPool(pool.num_blocks, run_length), config.block_size, spec.attention == "prefix", config.enable_prefix_caching
+    )
+    return Scheduler(spec, kv_cache, config.max_num_seqs, max_batched_tokens, config.aging_seconds)
+
+
+def _describe(
+    config: EngineConfig, spec: ModelSpec, model: Model, pool: KVPool, device: torch.device, dtype: torch.dtype, seconds: dict[str, float]
+) -> EngineReady:
+    parameters = dict(model.named_parameters())
+    tied = parameters.get("lm_head") is None or len({p.data_ptr() for p in parameters.values()}) < len(parameters)
+    weights_bytes = sum({p.data_ptr(): p.nbytes for p in parameters.values()}.values())
+    layer_bytes = sum(p.nbytes for name, p in parameters.items() if name.startswith("layers."))
+    placement = [
+        ["embedding and output layer" + (" (one tensor)" if tied else ""), str(device), gib(weights_bytes - layer_bytes)],
+        [f"{spec.num_layers} layers", str(device), gib(layer_bytes)],
+        [f"K/V pool, {pool.num_blocks - 1} blocks of {pool.block_size} tokens", str(device), gib(pool.nbytes)],
+    ]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return EngineReady(
+        model=config.model,
+        device=str(device),
+        device_name=name,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=spec.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        num_kv_blocks=pool.num_blocks - 1,
+        block_size=pool.block_size,
+        weights_bytes=weights_bytes,
+        kv_cache_bytes=pool.nbytes,
+        placement=placement,
+        load_seconds=seconds,
+    )
+
+
+class _PhaseClock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def phase(self, name: str) -> None:
+        """The phase that ends now."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.monotonic()
+        self.seconds[name] = round(now - self._last, 3)
+        self._last = now

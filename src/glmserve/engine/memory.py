@@ -1,0 +1,75 @@
+"""How much memory there is, what the weights leave, and the words for when it is not enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from glmserve.config import EngineConfig
+from glmserve.models.registry import Model
+from glmserve.models.spec import ModelSpec
+from glmserve.protocol.errors import NotEnoughMemoryError
+from glmserve.runner.kv_pool import bytes_per_block
+from glmserve.runner.loader import Progress
+from glmserve.runner.profiling import run_largest_step
+
+_CPU_POOL_BYTES = 2**30
+_CPU_CONTEXTS = 32
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def available_bytes(config: EngineConfig, device: torch.device) -> int:
+    """Bytes this engine may still take on `device`."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return min(free, int(total * config.gpu_memory_utilization) - (total - free)) + unused
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise NotEnoughMemoryError("the system does not say how much memory is available (/proc/meminfo)", 0)
+
+
+def check_room_for_weights(needed: int, config: EngineConfig, device: torch.device) -> None:
+    """Raises NotEnoughMemoryError that says how much is missing."""
+    available = available_bytes(config, device)
+    if needed > available:
+        raise NotEnoughMemoryError(
+            f"the weights need {gib(needed)} and {device} has {gib(max(0, available))} to use: {gib(needed - available)} are missing. "
+            "Free memory on it, raise --gpu-memory-utilization, or take a larger one. Nothing is ever moved to the CPU.",
+            missing_bytes=needed - available,
+        )
+
+
+def num_kv_blocks(
+    config: EngineConfig, model: Model, spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_batched_tokens: int, progress: Progress
+) -> int:
+    """How many K/V blocks fit beside the weights and the largest step, the null block included.
+
+    Raises NotEnoughMemoryError when not even one full context fits.
+    """
+    if config.num_kv_blocks:
+        return config.num_kv_blocks
+    per_block = bytes_per_block(spec, config.block_size, dtype)
+    one_context = (-(-spec.max_model_len // config.block_size) + 1) * per_block
+    if config.kv_cache_memory_bytes:
+        available = config.kv_cache_memory_bytes
+    elif device.type == "cuda":
+        progress("measuring the memory of the largest step")
+        available = available_bytes(config, device) - run_largest_step(model, spec, dtype, device, max_batched_tokens, config)
+    else:
+        wanted = min(max(_CPU_POOL_BYTES, one_context), _CPU_CONTEXTS * one_context)
+        available = min(available_bytes(config, device), wanted)
+    if available < one_context:
+        raise NotEnoughMemoryError(
+            f"the weights fit on {device}, but K/V of one full context ({spec.max_model_len} tokens, {gib(one_context)}) do not: "
+            f"{gib(one_context - available)} are missing. Lower --max-model-len, raise --gpu-memory-utilization, or take a larger GPU. "
+            "Nothing is ever moved to the CPU.",
+            missing_bytes=one_context - available,
+        )
+    return available // per_block

@@ -1,0 +1,71 @@
+"""The activations of the two MLPs: tanh GELU (ChatGLM-6B) and SwiGLU (Llama)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from glmserve.kernels.backend import tl, triton, use_triton
+
+_BLOCK = 1024
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """0.5 x (1 + tanh(0.7978845608 x (1 + 0.044715 x^2))), any shape.  Source: gelu_impl in modeling_chatglm.py."""
+    if not use_triton(x):
+        return gelu_tanh_torch(x)
+    return gelu_tanh_triton(x)
+
+
+def gelu_tanh_torch(x: torch.Tensor) -> torch.Tensor:
+    """The plain twin of `gelu_tanh`."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_tanh_triton(x: torch.Tensor) -> torch.Tensor:
+    """The Triton path of `gelu_tanh`; x is contiguous."""
+    out = torch.empty_like(x)
+    _gelu_tanh_kernel[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK)
+    return out
+
+
+def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up for gate_up [num_tokens, 2 * intermediate_size] = [gate | up].  Source: LlamaMLP in transformers."""
+    if not use_triton(gate_up):
+        return silu_and_mul_torch(gate_up)
+    return silu_and_mul_triton(gate_up)
+
+
+def silu_and_mul_torch(gate_up: torch.Tensor) -> torch.Tensor:
+    """The plain twin of `silu_and_mul`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def silu_and_mul_triton(gate_up: torch.Tensor) -> torch.Tensor:
+    """The Triton path of `silu_and_mul`; gate_up is contiguous."""
+    num_tokens, width = gate_up.shape
+    out = gate_up.new_empty((num_tokens, width // 2))
+    _silu_and_mul_kernel[(num_tokens, triton.cdiv(width // 2, _BLOCK))](gate_up, out, width // 2, BLOCK=_BLOCK)
+    return out
+
+
+@triton.jit
+def _gelu_tanh_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < count
+    x = tl.load(x_ptr + index, mask=inside, other=0.0).to(tl.float32)
+    inner = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
+    # x * sigmoid(2 inner) is 0.5 x (1 + tanh(inner)) without a tanh, which Triton lacks on some backends.
+    tl.store(out_ptr + index, (x / (1.0 + tl.exp(-2.0 * inner))).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _silu_and_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    gate = tl.load(gate_up_ptr + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + row * 2 * width + width + columns, mask=inside, other=0.0).to(tl.float32)
+    silu = gate / (1.0 + tl.exp(-gate))
+    tl.store(out_ptr + row * width + columns, (silu * up).to(out_ptr.dtype.element_ty), mask=inside)

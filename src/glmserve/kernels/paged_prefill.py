@@ -1,0 +1,98 @@
+"""Attention of many tokens a sequence over its paged K/V: prompts, contexts and recomputed answers, several sequences a launch.
+
+Each sequence says for itself whether it is causal: a ChatGLM-6B context is not, everything after `<sop>` is.  Flash attention
+(arXiv 2205.14135) with the keys read through the block table.  Twin: `paged_attention_torch`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from glmserve.kernels.backend import interpreting, next_power_of_2, tl, triton
+
+
+def paged_prefill_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    query_starts: torch.Tensor,
+    seq_lens: torch.Tensor,
+    causal: torch.Tensor,
+    max_query_len: int,
+    scale: float,
+) -> torch.Tensor:
+    """Attention of the last tokens of each sequence over all its keys.
+
+    query: [num_tokens, num_heads, head_dim], sequences one after the other; sequence i has queries query_starts[i] to query_starts[i+1],
+    the last ones of its seq_lens[i] tokens.  Caches: [num_blocks, block_size, num_kv_heads, head_dim], any strides but a dense last axis.
+    block_tables: int32 [num_seqs, max_blocks]; query_starts: int32 [num_seqs + 1]; seq_lens, causal: int32 [num_seqs].
+    Returns query's shape.
+    """
+    num_heads, head_dim = query.shape[1:]
+    num_kv_heads = key_cache.shape[2]
+    out = torch.empty_like(query)
+    precise = query.dtype == torch.float32
+    queries, keys = (32, 32) if precise else (128, 64)
+    _paged_prefill_kernel[(triton.cdiv(max_query_len, queries), num_heads, seq_lens.shape[0])](
+        query, key_cache, value_cache, block_tables, query_starts, seq_lens, causal, out,
+        scale * 1.4426950408889634, query.stride(0), query.stride(1), out.stride(0), out.stride(1),
+        *key_cache.stride()[:3], *value_cache.stride()[:3], block_tables.stride(0), num_heads // num_kv_heads,
+        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), BLOCK_SIZE=key_cache.shape[1], QUERIES=queries, KEYS=keys,
+        FLOAT32_DOT=precise or interpreting(), num_warps=4 if precise else 8, num_stages=2,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _paged_prefill_kernel(
+    query_ptr, key_ptr, value_ptr, table_ptr, query_start_ptr, seq_len_ptr, causal_ptr, out_ptr,
+    scale_log2, query_s0, query_s1, out_s0, out_s1, key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, table_s0, group,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    FLOAT32_DOT: tl.constexpr,
+):  # fmt: skip
+    tile, head, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    query_start = tl.load(query_start_ptr + seq)
+    query_len = tl.load(query_start_ptr + seq + 1) - query_start
+    if tile * QUERIES >= query_len:
+        return
+    seq_len = tl.load(seq_len_ptr + seq)
+    causal = tl.load(causal_ptr + seq)
+    kv_head = head // group
+    row = tile * QUERIES + tl.arange(0, QUERIES)
+    position = seq_len - query_len + row  # of each query in its sequence
+    dim = tl.arange(0, DIM_BLOCK)
+    row_inside = (row < query_len)[:, None] & (dim < HEAD_DIM)[None, :]
+    query = tl.load(query_ptr + (query_start + row).to(tl.int64)[:, None] * query_s0 + head * query_s1 + dim[None, :], mask=row_inside, other=0.0)
+    best = tl.full([QUERIES], -1e30, tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    mix = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
+    stop = seq_len
+    if causal != 0:
+        stop = tl.minimum(seq_len, seq_len - query_len + (tile + 1) * QUERIES)
+    for first in range(0, stop, KEYS):
+        token = first + tl.arange(0, KEYS)
+        inside = token < stop
+        block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        offset = token % BLOCK_SIZE
+        loaded = inside[:, None] & (dim < HEAD_DIM)[None, :]
+        key = tl.load(key_ptr + (block * key_s0 + offset * key_s1 + kv_head * key_s2)[:, None] + dim[None, :], mask=loaded, other=0.0)
+        value = tl.load(value_ptr + (block * value_s0 + offset * value_s1 + kv_head * value_s2)[:, None] + dim[None, :], mask=loaded, other=0.0)
+        if FLOAT32_DOT:
+            score = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
+        else:
+            score = tl.dot(query, tl.trans(key.to(query.dtype)))
+        visible = inside[None, :] & ((causal == 0) | (token[None, :] <= position[:, None]))
+        score = tl.where(visible, score * scale_log2, -1e30)
+        new_best = tl.maximum(best, tl.max(score, axis=1))
+        weight = tl.where(visible, tl.exp2(score - new_best[:, None]), 0.0)
+        shrink = tl.exp2(best - new_best)
+        total = total * shrink + tl.sum(weight, axis=1)
+        if FLOAT32_DOT:
+            mixed = tl.dot(weight, value.to(tl.float32), input_precision="ieee")
+        else:
+            mixed = tl.dot(weight.to(query.dtype), value.to(query.dtype))
+        mix = mix * shrink[:, None] + mixed
+        best = new_best
+    row_out = out_ptr + (query_start + row).to(tl.int64)[:, None] * out_s0 + head * out_s1 + dim[None, :]
+    tl.store(row_out, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)

@@ -1,0 +1,117 @@
+"""Rotate the queries and keys of a step and write its keys and values into the paged cache, in one pass over q|k|v."""
+
+from __future__ import annotations
+
+import torch
+
+from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
+
+
+def rotate_and_store(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    num_heads: int,
+) -> torch.Tensor:
+    """Returns the rotated queries [num_tokens, num_heads, head_dim]; keys (rotated) and values go to their slots.
+
+    qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim], heads of q, then k, then v.
+    cos, sin: float32 [num_tokens, axes, pairs] with head_dim = axes * 2 * pairs.  The head dim is cut into `axes` parts, one a position
+    axis; inside a part, element i turns with element i + pairs ("rotate half").  Two axes: ChatGLM-6B; one: Llama.
+    key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides.
+    slot_mapping: int64 [num_tokens], block * block_size + offset.
+    """
+    if not use_triton(qkv):
+        return rotate_and_store_torch(qkv, cos, sin, key_cache, value_cache, slot_mapping, num_heads)
+    return rotate_and_store_triton(qkv, cos, sin, key_cache, value_cache, slot_mapping, num_heads)
+
+
+def rotate_and_store_torch(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    num_heads: int,
+) -> torch.Tensor:
+    """The plain twin of `rotate_and_store`."""
+    num_kv_heads, block_size = key_cache.shape[2], key_cache.shape[1]
+    num_rotated = num_heads + num_kv_heads
+    rotated = _rotate(qkv[:, :num_rotated], cos, sin)
+    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
+    key_cache[blocks, offsets] = rotated[:, num_heads:].to(key_cache.dtype)
+    value_cache[blocks, offsets] = qkv[:, num_rotated:].to(value_cache.dtype)
+    return rotated[:, :num_heads]
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    num_tokens, heads, head_dim = x.shape
+    axes, pairs = cos.shape[1:]
+    parts = x.reshape(num_tokens, heads, axes, 2, pairs).float()
+    first, second = parts.unbind(dim=3)
+    cos, sin = cos[:, None], sin[:, None]  # [num_tokens, 1, axes, pairs]
+    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=3)
+    return turned.reshape(num_tokens, heads, head_dim).to(x.dtype)
+
+
+def rotate_and_store_triton(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    num_heads: int,
+) -> torch.Tensor:
+    """The Triton path of `rotate_and_store`: one program a token and head."""
+    num_tokens, all_heads, head_dim = qkv.shape
+    query = qkv.new_empty((num_tokens, num_heads, head_dim))
+    pairs = cos.shape[2]
+    _rotate_and_store_kernel[(num_tokens, all_heads)](
+        qkv, cos, sin, query, key_cache, value_cache, slot_mapping, num_heads, key_cache.shape[2],
+        qkv.stride(0), *key_cache.stride(), *value_cache.stride(),
+        BLOCK_SIZE=key_cache.shape[1], AXES=cos.shape[1], PAIRS=pairs, HALF=next_power_of_2(head_dim // 2), num_warps=1,
+    )  # fmt: skip
+    return query
+
+
+@triton.jit
+def _rotate_and_store_kernel(
+    qkv_ptr, cos_ptr, sin_ptr, query_ptr, key_ptr, value_ptr, slot_ptr, num_heads, num_kv_heads,
+    qkv_stride, key_s0, key_s1, key_s2, key_s3, value_s0, value_s1, value_s2, value_s3,
+    BLOCK_SIZE: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    token, head = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, HALF)  # one lane a pair, over all axes
+    inside = lane < AXES * PAIRS
+    first = (lane // PAIRS) * 2 * PAIRS + lane % PAIRS
+    second = first + PAIRS
+    source = qkv_ptr + token.to(tl.int64) * qkv_stride + head * 2 * AXES * PAIRS
+    x1 = tl.load(source + first, mask=inside, other=0.0)
+    x2 = tl.load(source + second, mask=inside, other=0.0)
+    if head < num_heads + num_kv_heads:
+        cos = tl.load(cos_ptr + token * AXES * PAIRS + lane, mask=inside, other=0.0)
+        sin = tl.load(sin_ptr + token * AXES * PAIRS + lane, mask=inside, other=0.0)
+        y1 = x1.to(tl.float32) * cos - x2.to(tl.float32) * sin
+        y2 = x2.to(tl.float32) * cos + x1.to(tl.float32) * sin
+        x1 = y1.to(qkv_ptr.dtype.element_ty)
+        x2 = y2.to(qkv_ptr.dtype.element_ty)
+    if head < num_heads:
+        target = query_ptr + (token.to(tl.int64) * num_heads + head) * 2 * AXES * PAIRS
+        tl.store(target + first, x1, mask=inside)
+        tl.store(target + second, x2, mask=inside)
+    else:
+        slot = tl.load(slot_ptr + token)
+        block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
+        if head < num_heads + num_kv_heads:
+            target = key_ptr + block * key_s0 + offset * key_s1 + (head - num_heads) * key_s2
+            tl.store(target + first * key_s3, x1.to(key_ptr.dtype.element_ty), mask=inside)
+            tl.store(target + second * key_s3, x2.to(key_ptr.dtype.element_ty), mask=inside)
+        else:
+            target = value_ptr + block * value_s0 + offset * value_s1 + (head - num_heads - num_kv_heads) * value_s2
+            tl.store(target + first * value_s3, x1.to(value_ptr.dtype.element_ty), mask=inside)
+            tl.store(target + second * value_s3, x2.to(value_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,72 @@
+"""Attention over the paged K/V cache: what a step must know for it, and the choice between CPU and GPU paths.
+
+There is no mask anywhere: a family's contexts are prefilled causally or not (a flag a sequence), and decode is one and the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from glmserve.kernels.paged_attention import paged_attention_torch
+from glmserve.kernels.paged_decode import paged_decode_attention
+from glmserve.kernels.paged_prefill import paged_prefill_attention
+from glmserve.kernels.rotary_store import rotate_and_store
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """K and V of one layer, [num_blocks, block_size, num_kv_heads, head_dim] each."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HostSequences:
+    """The same facts as in AttentionMetadata as Python numbers, for the CPU path."""
+
+    block_tables: list[list[int]]
+    query_lens: list[int]
+    seq_lens: list[int]
+    causal: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """One step's sequences, on the model's device.
+
+    cos, sin: float32 [num_tokens, axes, pairs]; slot_mapping: int64 [num_tokens]; block_tables: int32 [num_seqs, max_blocks];
+    seq_lens: int32 [num_seqs], all tokens up to the newest; query_starts: int32 [num_seqs + 1] and causal: int32 [num_seqs] in prefill
+    steps alone.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    slot_mapping: torch.Tensor
+    block_tables: torch.Tensor
+    seq_lens: torch.Tensor
+    query_starts: torch.Tensor | None = None
+    causal: torch.Tensor | None = None
+    max_query_len: int = 1
+    host: HostSequences = field(default_factory=lambda: HostSequences([], [], [], []))
+
+
+def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float) -> torch.Tensor:
+    """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim]."""
+    query = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
+    if not query.is_cuda:
+        host = metadata.host
+        out = paged_attention_torch(
+            query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.causal, scale
+        )
+    elif metadata.query_starts is None:
+        out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
+    else:
+        assert metadata.causal is not None
+        out = paged_prefill_attention(
+            query, cache.key, cache.value, metadata.block_tables, metadata.query_starts, metadata.seq_lens, metadata.causal,
+            metadata.max_query_len, scale,
+        )  # fmt: skip
+    return out.reshape(out.shape[0], -1)

@@ -1,0 +1,113 @@
+"""ChatGLM-6B, first generation, in torch.  Source: modeling_chatglm.py of THUDM/chatglm-6b, revision 8b7d335; facts in docs/models.md.
+
+Prefix LM without a mask: the context is prefilled non-causally, `<sop>` and all after it are decode steps (or a causal chunk).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from glmserve.kernels.activation import gelu_tanh
+from glmserve.kernels.norm import residual_layer_norm
+from glmserve.layers.attention import AttentionMetadata, LayerCache, attention
+from glmserve.layers.linear import Linear
+from glmserve.layers.rotary import RotaryTable
+from glmserve.models.registry import Target
+from glmserve.models.spec import ModelSpec
+
+# The released block takes a layer count that defaults to 28, and the model never passes its own: also a 2-layer model uses this.
+ALPHA = math.sqrt(2 * 28)
+
+
+class ChatGLM(nn.Module):
+    """`forward` gives hidden states of a step, `logits` turns chosen rows into scores."""
+
+    def __init__(self, spec: ModelSpec, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        self.word_embeddings = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.final_layernorm = LayerNorm(spec)
+        self.lm_head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
+        self.rotary = RotaryTable(rotary_frequencies(spec.head_dim), spec.max_model_len + 1, device)
+
+    def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
+        """token_ids: [num_tokens]; returns normalised hidden states [num_tokens, hidden_size]."""
+        x, residual = F.embedding(token_ids, self.word_embeddings), None
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, residual = layer(x, residual, metadata, cache)
+        return self.final_layernorm(x, residual)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
+        return F.linear(hidden, self.lm_head)
+
+    def target_of(self, name: str) -> Target | None:
+        """Released names -> parameters; rotary tables in a checkpoint are ignored, as the released code does."""
+        if name.endswith("rotary_emb.inv_freq"):
+            return None
+        name = name.removeprefix("transformer.").replace(".attention.", ".").replace(".mlp.", ".")
+        if name in ("word_embeddings.weight", "lm_head.weight"):
+            return Target(name.removesuffix(".weight"))
+        reorder = self._one_block_each if ".query_key_value." in name else None
+        return Target(name, reorder=reorder)
+
+    def _one_block_each(self, rows: torch.Tensor) -> torch.Tensor:
+        """[head][q d | k d | v d] rows -> all q, all k, all v."""
+        spec = self.spec
+        parts = rows.view(spec.num_heads, 3, spec.head_dim, *rows.shape[1:])
+        return parts.transpose(0, 1).reshape(rows.shape)
+
+
+class Block(nn.Module):
+    """a = LN(x); x1 = alpha a + Attn(a); b = LN(x1); x2 = alpha b + MLP(b): the residual is the normalised input, scaled.
+
+    The sum is left to the next LayerNorm, which adds and normalises in one pass: a block takes and returns (x, residual) with the
+    sum x + alpha * residual still to be made.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        hidden_size = spec.hidden_size
+        self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
+        self.input_layernorm = LayerNorm(spec)
+        self.query_key_value = Linear(hidden_size, 3 * hidden_size)  # rows reordered at load: all q, all k, all v
+        self.dense = Linear(hidden_size, hidden_size)
+        self.post_attention_layernorm = LayerNorm(spec)
+        self.dense_h_to_4h = Linear(hidden_size, spec.intermediate_size)
+        self.dense_4h_to_h = Linear(spec.intermediate_size, hidden_size)
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, residual: [num_tokens, hidden_size]."""
+        a = self.input_layernorm(x, residual)
+        qkv = self.query_key_value(a).view(-1, 3 * self.num_heads, self.head_dim)
+        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5)
+        b = self.post_attention_layernorm(self.dense(mixed), a)
+        return self.dense_4h_to_h(gelu_tanh(self.dense_h_to_4h(b))), b
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm(x + alpha * residual)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.epsilon = spec.norm_epsilon
+        self.weight = nn.Parameter(torch.empty(spec.hidden_size), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(spec.hidden_size), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """x, residual: [num_tokens, hidden_size]."""
+        return residual_layer_norm(x, residual, ALPHA, self.weight, self.bias, self.epsilon)
+
+
+def rotary_frequencies(head_dim: int) -> torch.Tensor:
+    """float32 [head_dim / 4], rounded to float16 as the released code builds them, whatever the model's dtype."""
+    width = head_dim // 2  # of one position axis
+    exact = 1.0 / (10000 ** (torch.arange(0, width, 2).float() / width))
+    return exact.half().float()

@@ -1,0 +1,93 @@
+"""Llama-shaped decoder in torch.  Source: modeling_llama.py of transformers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from glmserve.kernels.activation import silu_and_mul
+from glmserve.kernels.norm import residual_rms_norm
+from glmserve.layers.attention import AttentionMetadata, LayerCache, attention
+from glmserve.layers.linear import Linear
+from glmserve.layers.rotary import RotaryTable
+from glmserve.models.registry import Target
+from glmserve.models.spec import ModelSpec
+
+
+class Llama(nn.Module):
+    """`forward` gives hidden states of a step, `logits` turns chosen rows into scores."""
+
+    def __init__(self, spec: ModelSpec, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed_tokens = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
+        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.norm = RMSNorm(spec)
+        self.lm_head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
+        frequencies = 1.0 / (spec.rope_theta ** (torch.arange(0, spec.head_dim, 2).float() / spec.head_dim))
+        self.rotary = RotaryTable(frequencies, spec.max_model_len + 1, device)
+
+    def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
+        """token_ids: [num_tokens]; returns normalised hidden states [num_tokens, hidden_size]."""
+        x, residual = F.embedding(token_ids, self.embed_tokens), None
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x, residual = layer(x, residual, metadata, cache)
+        return self.norm(x, residual)[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
+        return F.linear(hidden, self.lm_head)
+
+    def target_of(self, name: str) -> Target | None:
+        """transformers' names -> parameters; q, k and v, and gate and up, are stacked."""
+        if name.endswith("rotary_emb.inv_freq"):
+            return None
+        name = name.removeprefix("model.").replace(".self_attn.", ".").replace(".mlp.", ".")
+        if name in ("embed_tokens.weight", "lm_head.weight"):
+            return Target(name.removesuffix(".weight"))
+        spec = self.spec
+        width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        stacked = {"q_proj": 0, "k_proj": width, "v_proj": width + kv_width, "gate_proj": 0, "up_proj": spec.intermediate_size}
+        for part, first_row in stacked.items():
+            if f".{part}." in name:
+                return Target(name.replace(part, "gate_up_proj" if part in ("gate_proj", "up_proj") else "qkv_proj"), first_row)
+        return Target(name)
+
+
+class Block(nn.Module):
+    """x += Attn(norm(x)); x += MLP(norm(x)).  The last addition is left to the next norm: a block takes and returns (x, residual)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
+        self.all_heads = spec.num_heads + 2 * spec.num_kv_heads
+        self.input_layernorm = RMSNorm(spec)
+        self.qkv_proj = Linear(spec.hidden_size, self.all_heads * spec.head_dim, bias=False)
+        self.o_proj = Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=False)
+        self.post_attention_layernorm = RMSNorm(spec)
+        self.gate_up_proj = Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, residual: [num_tokens, hidden_size]."""
+        normed, residual = self.input_layernorm(x, residual)
+        qkv = self.qkv_proj(normed).view(-1, self.all_heads, self.head_dim)
+        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5)
+        normed, residual = self.post_attention_layernorm(self.o_proj(mixed), residual)
+        return self.down_proj(silu_and_mul(self.gate_up_proj(normed))), residual
+
+
+class RMSNorm(nn.Module):
+    """(RMSNorm(x + residual), x + residual)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.epsilon = spec.norm_epsilon
+        self.weight = nn.Parameter(torch.empty(spec.hidden_size), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, residual: [num_tokens, hidden_size]."""
+        return residual_rms_norm(x, residual, self.weight, self.epsilon)

@@ -1,0 +1,49 @@
+"""The torch class of each family, and what every such class offers."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+
+from glmserve.layers.attention import AttentionMetadata, LayerCache
+from glmserve.layers.rotary import RotaryTable
+from glmserve.models.catalog import family_of
+from glmserve.models.spec import ModelSpec, read_config
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint tensor goes: rows [first_row, first_row + its rows) of a parameter, after `reorder`."""
+
+    parameter: str
+    first_row: int = 0
+    reorder: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+class Model(Protocol):
+    """What the runner needs of a model; families inherit torch.nn.Module and have this shape."""
+
+    rotary: RotaryTable
+
+    def __call__(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
+        """Hidden states [num_tokens, hidden_size] of a step."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
+
+    def named_parameters(self) -> Any:
+        """As torch.nn.Module has it."""
+
+    def target_of(self, name: str) -> Target | None:
+        """Where the checkpoint tensor `name` goes; None where it is to be ignored."""
+
+
+def model_class(folder: Path) -> Callable[[ModelSpec, torch.device], Model]:
+    """The class that the model folder's config.json asks for.  Raises ModelLoadError for an unknown model_type."""
+    module, _, name = family_of(read_config(folder), folder).model_class.partition(":")
+    return cast(Callable[[ModelSpec, torch.device], Model], getattr(importlib.import_module(module), name))

@@ -1,0 +1,124 @@
+"""A scheduled batch as numbers on the device.  Built on the host with numpy, sent in one transfer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from glmserve.layers.attention import AttentionMetadata, HostSequences
+from glmserve.layers.rotary import RotaryTable
+from glmserve.scheduler.batch import PrefillChunk
+from glmserve.scheduler.request import Request
+
+NUM_FIELDS = 6  # token id or -1, persistent row, position, position on the second axis, slot, sequence length
+_NUM_BUFFERS = 3  # one being filled, one on its way, one being read by the step that runs
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillInputs:
+    """token_ids: int64 [num_tokens], and how they attend."""
+
+    token_ids: torch.Tensor
+    metadata: AttentionMetadata
+
+
+def prefill_inputs(chunks: list[PrefillChunk], block_size: int, rotary: RotaryTable, axes: int, device: torch.device) -> PrefillInputs:
+    """All chunks of a prefill step, one after the other."""
+    token_ids, positions, slots = [], [], []
+    for chunk in chunks:
+        index = np.arange(chunk.start, chunk.start + chunk.length)
+        token_ids.append(np.array(chunk.request.token_ids[chunk.start : chunk.start + chunk.length]))
+        positions.append(_positions(chunk.request, index))
+        slots.append(np.array(chunk.request.block_ids)[index // block_size] * block_size + index % block_size)
+    query_lens = [chunk.length for chunk in chunks]
+    seq_lens = [chunk.start + chunk.length for chunk in chunks]
+    tables = [chunk.request.block_ids for chunk in chunks]
+    causal = [chunk.causal for chunk in chunks]
+    width = max(len(table) for table in tables)
+
+    def send(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    cos, sin = rotary.lookup(send(np.concatenate(positions, axis=1)[:axes].T.astype(np.int64)))
+    metadata = AttentionMetadata(
+        cos=cos,
+        sin=sin,
+        slot_mapping=send(np.concatenate(slots).astype(np.int64)),
+        block_tables=send(np.array([table + [0] * (width - len(table)) for table in tables], dtype=np.int32)),
+        seq_lens=send(np.array(seq_lens, dtype=np.int32)),
+        query_starts=send(np.cumsum([0, *query_lens], dtype=np.int32)),
+        causal=send(np.array(causal, dtype=np.int32)),
+        max_query_len=max(query_lens),
+        host=HostSequences(tables, query_lens, seq_lens, causal),
+    )
+    return PrefillInputs(send(np.concatenate(token_ids).astype(np.int64)), metadata)
+
+
+def _positions(request: Request, index: np.ndarray) -> np.ndarray:
+    """int [2, len(index)]: `Request.positions_of` for many tokens at once."""
+    if request.mask_position < 0:
+        return np.stack((index, np.zeros_like(index)))
+    in_context = index < request.context_len
+    first = np.where(in_context, index, request.mask_position)
+    return np.stack((first, np.where(in_context, 0, index - request.context_len + 1)))
+
+
+class DecodeInputs:
+    """The newest token of up to `max_num_seqs` requests, in buffers whose addresses never change, so that CUDA graphs can hold them.
+
+    One row is NUM_FIELDS numbers and the block table: [max_num_seqs, NUM_FIELDS + max_blocks] int32.  Unused rows keep sequence length 0
+    and point at the null block and at a spare persistent row.
+    """
+
+    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device) -> None:
+        self.block_size = block_size
+        self.device = device
+        self.max_num_seqs = max_num_seqs
+        shape = (max_num_seqs, NUM_FIELDS + max_blocks)
+        pinned = device.type == "cuda"
+        self._hosts = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(_NUM_BUFFERS)]
+        self._turn = 0
+        self.packed = torch.zeros(shape, dtype=torch.int32, device=device)
+        # The last token each persistent row sampled: the next step's input, which the host need not know yet.
+        self.last_token_ids = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)
+
+    def fill(self, requests: list[Request], num_rows: int) -> HostSequences:
+        """Send the requests' newest tokens, and unused rows up to `num_rows`, to the device."""
+        host = self._hosts[self._turn]
+        self._turn = (self._turn + 1) % _NUM_BUFFERS
+        array = host.numpy()
+        seq_lens = []
+        for row, request in enumerate(requests):
+            index = request.num_computed_tokens - 1  # scheduling has counted this token as computed
+            seq_lens.append(index + 1)
+            known = index < len(request.token_ids)
+            position, second = request.positions_of(index)
+            block_ids = request.block_ids
+            slot = block_ids[index // self.block_size] * self.block_size + index % self.block_size
+            array[row, :NUM_FIELDS] = (request.token_ids[index] if known else -1, request.row, position, second, slot, index + 1)
+            array[row, NUM_FIELDS : NUM_FIELDS + len(block_ids)] = block_ids
+        array[len(requests) : num_rows, :NUM_FIELDS] = (0, self.max_num_seqs, 0, 0, 0, 0)
+        self.packed[:num_rows].copy_(host[:num_rows], non_blocking=True)
+        ones = [1] * len(requests)
+        return HostSequences([request.block_ids for request in requests], ones, seq_lens, [True] * len(requests))
+
+    def unpack(self, num_rows: int, rotary: RotaryTable, axes: int, host: HostSequences | None) -> tuple[torch.Tensor, AttentionMetadata]:
+        """Token ids [num_rows] and metadata of the first rows, computed on the device (also inside a CUDA graph)."""
+        packed = self.packed[:num_rows]
+        token_ids = torch.where(packed[:, 0] >= 0, packed[:, 0], self.last_token_ids[packed[:, 1]])
+        cos, sin = rotary.lookup(packed[:, 2 : 2 + axes])
+        metadata = AttentionMetadata(
+            cos=cos,
+            sin=sin,
+            slot_mapping=packed[:, 4].long(),
+            block_tables=packed[:, NUM_FIELDS:],
+            seq_lens=packed[:, 5].contiguous(),
+            host=host or HostSequences([], [], [], []),
+        )
+        return token_ids, metadata
+
+    def keep(self, requests: list[Request], token_ids: torch.Tensor) -> None:
+        """Remember what each request sampled, for its next step.  token_ids: int64 [len(requests)]."""
+        self.last_token_ids[self.packed[: len(requests), 1]] = token_ids

@@ -1,0 +1,119 @@
+"""Runs scheduled batches on the device.  It knows tensors and requests; it decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from glmserve.models.registry import Model
+from glmserve.models.spec import ModelSpec
+from glmserve.protocol.messages import TokenLogprobs
+from glmserve.runner.cuda_graph import DecodeGraphs
+from glmserve.runner.input_batch import DecodeInputs, prefill_inputs
+from glmserve.runner.kv_pool import KVPool
+from glmserve.runner.sampler import Sampled, Sampler
+from glmserve.scheduler.batch import ScheduledBatch
+from glmserve.scheduler.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Sampled ids of a decode step and, for those requests that asked, their log probabilities."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
+class StepHandle:
+    """A launched step whose results are still on their way to the host."""
+
+    def __init__(self, batch: ScheduledBatch, sampled: Sampled | None, on_gpu: bool) -> None:
+        self.batch = batch
+        self._sampled = sampled
+        self._done: torch.cuda.Event | None = None
+        if sampled is not None and on_gpu:
+            to_host = (sampled.token_ids, sampled.top_ids, sampled.top_logprobs, sampled.ranks)
+            self._sampled = Sampled(*(None if t is None else _to_pinned(t) for t in to_host))  # type: ignore[arg-type]
+        if on_gpu:
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def wait(self) -> StepResult:
+        """Block until the step has run.  A prefill step has no tokens."""
+        if self._done is not None:
+            self._done.synchronize()
+        sampled = self._sampled
+        if sampled is None:
+            return StepResult([], [])
+        return StepResult(sampled.token_ids.tolist(), _logprobs_of(sampled, self.batch.requests))
+
+
+class ModelRunner:
+    """Owns the persistent tensors of one engine: model, K/V pool, decode inputs, graphs and sampler."""
+
+    def __init__(
+        self, model: Model, spec: ModelSpec, pool: KVPool, device: torch.device, max_num_seqs: int, max_model_len: int, use_graphs: bool
+    ) -> None:
+        self.model = model
+        self.spec = spec
+        self.pool = pool
+        self.device = device
+        self.on_gpu = device.type == "cuda"
+        self.axes = 2 if spec.rotary == "2d" else 1
+        self.inputs = DecodeInputs(max_num_seqs, -(-max_model_len // pool.block_size), pool.block_size, device)
+        self.sampler = Sampler(spec, max_num_seqs, device)
+        self.graphs = DecodeGraphs(self._decode, max_num_seqs) if use_graphs and self.on_gpu else None
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> StepHandle:
+        """Launch one step.  On a GPU this returns before the step has run."""
+        if batch.block_copies:
+            self.pool.copy_blocks(batch.block_copies)
+        if batch.is_prefill:
+            inputs = prefill_inputs(batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device)
+            self.model(inputs.token_ids, inputs.metadata, self.pool.caches)
+            return StepHandle(batch, None, self.on_gpu)
+        sampled = self.sampler.sample(self._logits(batch.requests), batch.requests)
+        self.inputs.keep(batch.requests, sampled.token_ids)
+        return StepHandle(batch, sampled, self.on_gpu)
+
+    @torch.inference_mode()
+    def warm_up(self, sizes: list[int]) -> None:
+        """Compile the kernels and capture the graphs of these decode sizes ahead of the first request."""
+        if self.graphs is not None:
+            for size in sizes:
+                self.graphs.capture(self.graphs.size_for(size))
+
+    def _logits(self, requests: list[Request]) -> torch.Tensor:
+        count = len(requests)
+        if self.graphs is None:
+            host = self.inputs.fill(requests, count)
+            token_ids, metadata = self.inputs.unpack(count, self.model.rotary, self.axes, host)
+            return self.model.logits(self.model(token_ids, metadata, self.pool.caches))
+        size = self.graphs.size_for(count)
+        self.inputs.fill(requests, size)
+        return self.graphs.replay(size)[:count]
+
+    def _decode(self, num_rows: int) -> torch.Tensor:
+        token_ids, metadata = self.inputs.unpack(num_rows, self.model.rotary, self.axes, None)
+        return self.model.logits(self.model(token_ids, metadata, self.pool.caches))
+
+
+def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _logprobs_of(sampled: Sampled, requests: list[Request]) -> list[TokenLogprobs | None]:
+    if sampled.top_ids is None or sampled.top_logprobs is None or sampled.ranks is None:
+        return [None] * len(requests)
+    ids, values, ranks = sampled.top_ids.tolist(), sampled.top_logprobs.tolist(), sampled.ranks.tolist()
+    result: list[TokenLogprobs | None] = []
+    for row, request in enumerate(requests):
+        count = request.params.logprobs
+        if count is None:
+            result.append(None)
+            continue
+        width = count + 1
+        result.append(TokenLogprobs(ids[row][:width], values[row][:width], [ranks[row], *range(1, width)]))
+    return result

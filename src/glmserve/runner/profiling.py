@@ -1,0 +1,48 @@
+"""How much memory the largest step takes, found by running it."""
+
+from __future__ import annotations
+
+import torch
+
+from glmserve.config import EngineConfig
+from glmserve.layers.attention import AttentionMetadata
+from glmserve.models.registry import Model
+from glmserve.models.spec import ModelSpec
+from glmserve.runner.kv_pool import KVPool
+
+
+def run_largest_step(
+    model: Model, spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_batched_tokens: int, config: EngineConfig
+) -> int:
+    """Bytes that a full prefill, or the sampling of a full batch, takes beyond weights and K/V on a GPU.
+
+    All tokens write to the null block: what is computed is meaningless, what is allocated is not.
+    """
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    pool = KVPool(spec, 2, config.block_size, dtype, device)
+    hidden = model(*_full_prefill(model, spec, max_batched_tokens, config.block_size, device), pool.caches)
+    logits = model.logits(hidden[: config.max_num_seqs]).float()
+    torch.softmax(logits, dim=-1).cumsum(dim=-1)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _full_prefill(
+    model: Model, spec: ModelSpec, num_tokens: int, block_size: int, device: torch.device
+) -> tuple[torch.Tensor, AttentionMetadata]:
+    query_lens = [spec.max_model_len] * (num_tokens // spec.max_model_len) or [num_tokens]
+    num_tokens, num_seqs = sum(query_lens), len(query_lens)
+    axes = 2 if spec.rotary == "2d" else 1
+    cos, sin = model.rotary.lookup(torch.zeros((num_tokens, axes), dtype=torch.int64, device=device))
+    metadata = AttentionMetadata(
+        cos=cos,
+        sin=sin,
+        slot_mapping=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+        block_tables=torch.zeros((num_seqs, -(-max(query_lens) // block_size)), dtype=torch.int32, device=device),
+        seq_lens=torch.tensor(query_lens, dtype=torch.int32, device=device),
+        query_starts=torch.tensor([0, *query_lens], device=device).cumsum(0).int(),
+        causal=torch.zeros(num_seqs, dtype=torch.int32, device=device),
+        max_query_len=max(query_lens),
+    )
+    return torch.zeros(num_tokens, dtype=torch.int64, device=device), metadata

@@ -1,0 +1,166 @@
+"""From logits to token ids, on the device, without waiting for it.
+
+Order, as the released ChatGLM-6B applies it: penalties, bias and minimum length; invalid scores; temperature; top-k; top-p; min-p; draw.
+The draw is the inverse of the cumulative distribution at one number per (seed, step), so a request's text depends on its seed alone and
+not on who shares its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from glmserve.models.spec import ModelSpec
+from glmserve.runner.penalties import PenaltyState
+from glmserve.scheduler.request import Request
+
+MAX_SHORT_LIST = 256  # top_k up to this is served by torch.topk instead of a sort of the whole vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What one step sampled, on the device.
+
+    token_ids: int64 [num_rows], -1 where the scores were not numbers.  With log probabilities: `top_ids`, `top_logprobs`
+    [num_rows, k + 1] with the sampled token first, and `ranks` int64 [num_rows] of the sampled one.
+    """
+
+    token_ids: torch.Tensor
+    top_ids: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
+    ranks: torch.Tensor | None = None
+
+
+class Sampler:
+    """Samples one token for each row of logits.  Keeps what penalties need, by the requests' rows."""
+
+    def __init__(self, spec: ModelSpec, max_num_seqs: int, device: torch.device) -> None:
+        self.spec = spec
+        self.device = device
+        self.penalties = PenaltyState(max_num_seqs, spec.vocab_size, device)
+
+    @torch.inference_mode()
+    def sample(self, logits: torch.Tensor, requests: list[Request]) -> Sampled:
+        """logits: [len(requests), vocab_size], any float dtype; may be overwritten."""
+        num_logprobs = max((r.params.logprobs for r in requests if r.params.logprobs is not None), default=None)
+        scores = logits
+        if num_logprobs is not None or any(_changes_scores(r) or not r.params.greedy for r in requests):
+            scores = logits.float() if logits.dtype != torch.float32 else logits.clone()
+            self._adjust(scores, requests)
+        valid = torch.isfinite(scores.sum(dim=-1, dtype=torch.float32)) if not _masks_scores(requests) else ~logits.isnan().any(dim=-1)
+        token_ids = self._replace_invalid(self._draw(scores, requests), valid)
+        self.penalties.count(requests, token_ids)
+        if num_logprobs is None:
+            return Sampled(token_ids)
+        return self._with_logprobs(logits.float(), token_ids, num_logprobs)
+
+    def _adjust(self, scores: torch.Tensor, requests: list[Request]) -> None:
+        self.penalties.apply(scores, requests)
+        rows, ids, values = [], [], []
+        for row, request in enumerate(requests):
+            for token_id, bias in request.params.logit_bias.items():
+                if 0 <= token_id < self.spec.vocab_size:
+                    rows.append(row), ids.append(token_id), values.append(bias)
+            if request.num_output_tokens <= request.params.min_tokens:  # the token being sampled is counted already
+                for token_id in {*self.spec.eos_token_ids, *request.stop_token_ids}:
+                    rows.append(row), ids.append(token_id), values.append(float("-inf"))
+        if rows:
+            index = torch.tensor([rows, ids], device=self.device)
+            scores.index_put_((index[0], index[1]), torch.tensor(values, device=self.device), accumulate=True)
+
+    def _replace_invalid(self, token_ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        # InvalidScoreLogitsProcessor: any NaN or infinite score, and token 5 is taken instead
+        replacement = self.spec.extra.get("invalid_score_token_id", -1)
+        return torch.where(valid, token_ids, replacement)
+
+    def _draw(self, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
+        groups: dict[str, list[int]] = {}
+        for row, request in enumerate(requests):
+            groups.setdefault(_method(request), []).append(row)
+        if list(groups) == ["greedy"]:
+            return scores.argmax(dim=-1)
+        token_ids = torch.empty(len(requests), dtype=torch.int64, device=self.device)
+        for method, rows in groups.items():
+            whole = len(rows) == len(requests)
+            index = None if whole else torch.tensor(rows, device=self.device)
+            part = scores if index is None else scores[index]
+            drawn = part.argmax(dim=-1) if method == "greedy" else self._draw_random(method, part, [requests[row] for row in rows])
+            if index is None:
+                return drawn
+            token_ids[index] = drawn
+        return token_ids
+
+    def _draw_random(self, method: str, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
+        numbers = np.array(
+            [(r.params.temperature, r.params.top_p, r.params.min_p, r.params.top_k, uniform(r.seed, r.num_output_tokens)) for r in requests],
+            dtype=np.float32,
+        )
+        temperature, top_p, min_p, top_k, draw = torch.from_numpy(numbers).to(self.device, non_blocking=True).t()[:, :, None]
+        scores = scores / temperature
+        if method == "whole":
+            return pick(torch.softmax(scores, dim=-1), draw)
+        if method == "short_list":
+            short, ids = scores.topk(min(max(r.params.top_k for r in requests), scores.shape[-1]), dim=-1)
+        else:
+            short, ids = scores.sort(dim=-1, descending=True)
+        kept = filter_sorted(short, top_k, top_p, min_p)
+        return ids.gather(1, pick(kept, draw)[:, None])[:, 0]
+
+    def _with_logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, count: int) -> Sampled:
+        logprobs = torch.log_softmax(logits, dim=-1)
+        chosen = logprobs.gather(1, token_ids.clamp(min=0)[:, None])
+        ranks = (logprobs > chosen).sum(dim=-1) + 1
+        top_logprobs, top_ids = logprobs.topk(min(count, logits.shape[-1]), dim=-1)
+        return Sampled(token_ids, torch.cat((token_ids[:, None], top_ids), dim=1), torch.cat((chosen, top_logprobs), dim=1), ranks)
+
+
+def filter_sorted(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+    """Probabilities that survive top-k, top-p and min-p, zero elsewhere; not normalised.
+
+    scores: [num_rows, k] in descending order, temperature applied; top_k (0 is off), top_p, min_p: [num_rows, 1].
+    Top-p keeps the smallest set whose mass reaches p, at least one token (TopPLogitsWarper in transformers).
+    """
+    rank = torch.arange(scores.shape[-1], device=scores.device)
+    scores = scores.masked_fill((top_k > 0) & (rank >= top_k), float("-inf"))
+    probabilities = torch.softmax(scores, dim=-1)
+    mass_before = probabilities.cumsum(dim=-1) - probabilities
+    keep = (mass_before < top_p) & (probabilities >= min_p * probabilities[:, :1])
+    keep[:, 0] = True
+    return probabilities * keep
+
+
+def pick(weights: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
+    """Index of the entry where the cumulated weights pass `draw` (from [0, 1), [num_rows, 1]) of their sum: int64 [num_rows]."""
+    cumulated = weights.cumsum(dim=-1, dtype=torch.float32)
+    # min: rounding must not step past the last entry, whose weight may be zero
+    target = torch.minimum(draw * cumulated[:, -1:], cumulated[:, -1:] * (1 - 1e-6))
+    return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1) that depends on seed and step alone (SplitMix64: Steele, Lea, Flood 2014)."""
+    mask = 2**64 - 1
+    state = (seed * 0x9E3779B97F4A7C15 + (step + 1) * 0xD1B54A32D192ED03) & mask
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state = ((state ^ (state >> shift)) * factor) & mask
+    return ((state ^ (state >> 31)) >> 40) / 2**24
+
+
+def _method(request: Request) -> str:
+    params = request.params
+    if params.greedy or params.top_k == 1:
+        return "greedy"
+    if 0 < params.top_k <= MAX_SHORT_LIST:
+        return "short_list"
+    return "whole" if params.top_k == 0 and params.top_p >= 1.0 and params.min_p == 0.0 else "sorted"
+
+
+def _changes_scores(request: Request) -> bool:
+    params = request.params
+    return bool(params.logit_bias) or request.num_output_tokens <= params.min_tokens or PenaltyState.wanted_by(request)
+
+
+def _masks_scores(requests: list[Request]) -> bool:
+    return any(r.num_output_tokens <= r.params.min_tokens for r in requests)

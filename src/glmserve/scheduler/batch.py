@@ -1,0 +1,42 @@
+"""What one step computes: either pieces of prompts or the newest token of each running request, never both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from glmserve.scheduler.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Tokens [start, start + length) of a request, given that K/V of all tokens before `start` are in the pool.
+
+    `causal` is False for the context of a prefix model, where each token sees the whole chunk; `start` is then 0.
+    """
+
+    request: Request
+    start: int
+    length: int
+    causal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBatch:
+    """One step.  A prefill step has `chunks` and samples nothing; a decode step has `requests` and samples one token each.
+
+    `block_copies` are (source, destination) blocks to copy before anything is computed.
+    """
+
+    chunks: list[PrefillChunk] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    block_copies: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def is_prefill(self) -> bool:
+        """True for a step over prompts."""
+        return bool(self.chunks)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens this step computes."""
+        return sum(chunk.length for chunk in self.chunks) if self.chunks else len(self.requests)
