@@ -21,6 +21,7 @@ from glmserve.protocol.messages import EngineFailed, EngineHeartbeat, EngineRead
 logger = logging.getLogger(__name__)
 
 TERM_GRACE = 1.0  # seconds from SIGTERM to SIGKILL
+MAX_FRAMES_A_TURN = 8  # `receive` does not yield while frames are there; consumers must run, and may find several frames at once
 LAST_WORDS = 0.1  # seconds of silence after which a dead engine's socket is taken as empty
 
 
@@ -56,7 +57,11 @@ class EngineLife:
     async def listen(self, on_message: Callable[[FromEngine], None], on_garbled: Callable[[str], None]) -> None:
         """Hands on all that the engine says until it says that it failed."""
         while self.failed is None:
-            await self._hear(on_message, on_garbled)
+            for _ in range(MAX_FRAMES_A_TURN):
+                await self._hear(on_message, on_garbled)
+                if self.failed is not None:
+                    return
+            await asyncio.sleep(0)
 
     async def listen_to_last_words(self, on_message: Callable[[FromEngine], None], on_garbled: Callable[[str], None]) -> None:
         """After the process ended: hands on what it had sent before."""

@@ -1,0 +1,59 @@
+"""Sampling parameters refuse what no sampler can honour, and name the field."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from glmserve.protocol.errors import InvalidRequestError
+from glmserve.protocol.sampling_params import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", math.nan),
+        ("top_k", -2),
+        ("min_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", 3.0),
+        ("frequency_penalty", -2.5),
+        ("n", 0),
+        ("max_tokens", 0),
+        ("min_tokens", -1),
+        ("min_tokens", 17),  # above the default max_tokens
+        ("logprobs", 21),
+        ("seed", 2**64),
+        ("stop", ["a", ""]),
+        ("stop", ["x"] * 17),
+        ("logit_bias", {1: math.nan}),
+        ("logit_bias", {1: 101.0}),
+    ],
+)
+def test_out_of_range_names_the_field(param: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=param) as caught:
+        SamplingParams(**{param: value})
+    assert caught.value.param == param
+
+
+def test_what_people_write_is_understood() -> None:
+    params = SamplingParams(stop="\n", top_k=-1, max_tokens=None)  # type: ignore[arg-type]
+    assert params.stop == ["\n"]
+    assert params.top_k == 0
+
+
+def test_temperature_zero_is_greedy() -> None:
+    assert SamplingParams(temperature=0.0).greedy
+    assert not SamplingParams().greedy
+
+
+def test_defaults_are_not_shared() -> None:
+    SamplingParams().stop.append("leak")
+    assert SamplingParams().stop == []
