@@ -41,6 +41,7 @@ class ChatGLMTokenizer:
         self._allow_special_tokens = allow_special_tokens
         self._offset = _id_offset(self._sp, spec, folder)
         self.vocab_size = spec.vocab_size
+        self.eos_token_ids = spec.eos_token_ids
         self._ids_of_special = {text: self._piece_id(text) for text in SPECIAL_IN_TEXT}
         self._sop, self._eop, self._gmask = (self._piece_id(piece) for piece in ("<sop>", "<eop>", "[gMASK]"))
         self.pad_token_id = self._piece_id("<pad>")
