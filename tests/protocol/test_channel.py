@@ -25,8 +25,8 @@ from glmserve.protocol.messages import (
     FromEngine,
     RequestOutput,
     RequestTimes,
-    TokenLogprobs,
     ToEngine,
+    TokenLogprobs,
 )
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.protocol.stats import EngineStats
@@ -112,21 +112,36 @@ async def test_a_request_out_of_range_names_its_id_and_the_next_one_arrives(fron
     assert engine.receive(timeout=5.0) == DrainRequest()
 
 
-@pytest.mark.parametrize("frame", [b"", b"\xc1", b"\x93", msgspec.msgpack.encode(["no such tag", 1]), msgspec.msgpack.encode(7)])
-async def test_garbage_is_an_error_on_both_sides(frame: bytes) -> None:
-    context = zmq.Context()
-    with closing(FrontEndChannel()) as front, context, context.socket(zmq.DEALER) as peer:
-        peer.connect(front.address)
+@pytest.fixture
+def peer() -> Iterator[zmq.Socket[bytes]]:
+    """A bare socket that can say anything."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        yield socket
+
+
+GARBAGE = [b"", b"\xc1", b"\x93", msgspec.msgpack.encode(["no such tag", 1]), msgspec.msgpack.encode(7)]
+
+
+@pytest.mark.parametrize("frame", GARBAGE)
+async def test_garbage_is_an_error_for_the_front_end(front: FrontEndChannel, peer: zmq.Socket[bytes], frame: bytes) -> None:
+    peer.connect(front.address)
+    peer.send(frame)
+    peer.send(msgspec.msgpack.encode(READY))
+    with pytest.raises(MessageError):
+        await front.receive()
+    assert await front.receive() == READY
+
+
+@pytest.mark.parametrize("frame", GARBAGE)
+def test_garbage_is_an_error_for_the_engine(peer: zmq.Socket[bytes], tmp_path: Path, frame: bytes) -> None:
+    peer.bind(f"ipc://{tmp_path / 's'}")
+    with closing(EngineChannel(f"ipc://{tmp_path / 's'}")) as engine:
         peer.send(frame)
-        with pytest.raises(MessageError):
-            await front.receive()
-    with context.__class__() as context, context.socket(zmq.DEALER) as peer:
-        port = peer.bind_to_random_port("tcp://127.0.0.1")
-        with closing(EngineChannel(f"tcp://127.0.0.1:{port}")) as engine:
-            peer.send(frame)
-            with pytest.raises(MessageError) as caught:
-                engine.receive(timeout=5.0)
-            assert caught.value.request_id is None
+        peer.send(msgspec.msgpack.encode(DrainRequest()))
+        with pytest.raises(MessageError) as caught:
+            engine.receive(timeout=5.0)
+        assert caught.value.request_id is None
+        assert engine.receive(timeout=5.0) == DrainRequest()
 
 
 async def test_the_socket_lies_in_a_private_folder_that_close_removes() -> None:

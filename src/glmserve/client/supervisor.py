@@ -182,14 +182,18 @@ class Supervisor:
 
     async def _lose(self, death: Death) -> None:
         """Ends what is left of the life, after all that it had already said was heard."""
+        self._no_longer_ready()
         if not self._stopping:
             self.failure = death.reason
             logger.error("the engine is lost: %s", death.reason)
-            self._enter(EngineState.RESTARTING)
         self._on_death(death.reason)
         life, self._life = self._life, None
         if life is not None:
             await life.end()
+
+    def _no_longer_ready(self) -> None:
+        if not self._stopping:
+            self._enter(EngineState.RESTARTING)
 
     async def _watch(self, life: EngineLife) -> Death:
         """Returns when the engine exited, said that it failed, or is overdue."""
@@ -201,6 +205,7 @@ class Supervisor:
             exited.cancel()
             listening.cancel()
             await asyncio.wait([exited, listening])
+        self._no_longer_ready()
         if overdue is None and life.failed is None:
             await life.listen_to_last_words(self._hear, self._on_garbled)
         if life.failed is not None:

@@ -37,7 +37,7 @@ from glmserve.protocol.stats import EngineStats
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_SECONDS = 0.5
+HEARTBEAT_SECONDS = 0.2  # of an idle engine; it is also how late SIGTERM may be noticed
 STATS_SECONDS = 0.1  # steps without a new token report no more often than this
 EXIT_CRASHED = 1
 EXIT_CANNOT_LOAD = 2
@@ -245,7 +245,10 @@ def _load_and_serve(make_core: Callable[[ReportLoading], Core], channel: EngineC
 
 
 def end_with_parent(parent_pid: int) -> None:
-    """Has the kernel kill this process when its parent dies, so that no orphan keeps the GPU.  Linux; elsewhere it does nothing."""
+    """Has the kernel kill this process when its parent dies, so that no orphan keeps the GPU.  Linux; elsewhere it checks only now.
+
+    To the kernel the parent is the thread that started us: the front end's event loop must not end before its engine.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it died before we got here
