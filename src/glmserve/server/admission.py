@@ -1,0 +1,125 @@
+"""Who gets in: a bound on requests and on prompt tokens, checked before any costly work.
+
+A place is reserved from the size of the body alone, corrected once the prompt is tokenized, and released exactly once.
+The engine has its own queue; this one bounds what the whole service has accepted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from types import TracebackType
+from typing import Self
+
+from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError, OverloadedError
+
+BYTES_PER_TOKEN = 4  # of a JSON body: about right for English, and Chinese in UTF-8 is near it
+MAX_RETRY_AFTER = 60
+
+
+def estimate_tokens(num_bytes: int) -> int:
+    """Prompt tokens to expect in a body of `num_bytes`, before it is read."""
+    return num_bytes // BYTES_PER_TOKEN + 1
+
+
+class Place:
+    """A reserved share of the service.  Leaving the `with` block releases it, unless `keep` was called."""
+
+    def __init__(self, admission: Admission, num_requests: int, num_tokens: int) -> None:
+        self.num_requests = num_requests
+        self.num_tokens = num_tokens
+        self._admission = admission
+        self._since = time.monotonic()
+        self._kept = False
+        self._released = False
+
+    def correct(self, num_requests: int, num_tokens: int) -> None:
+        """Replace the estimate by what the request really is.
+
+        Raises OverloadedError where that does not fit now, InvalidRequestError where it never will.
+        """
+        self._admission._move(self, num_requests, num_tokens)
+
+    def keep(self) -> None:
+        """Somebody else will call `release`: the answer outlives the function that reserved its place."""
+        self._kept = True
+
+    def release(self) -> None:
+        """Give the place back; a second call does nothing."""
+        if not self._released:
+            self._released = True
+            self._admission._leave(self, time.monotonic() - self._since)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._kept:
+            self.release()
+
+
+class Admission:
+    """Counts what is accepted.  A prompt that finds the service empty always fits, however long it is."""
+
+    def __init__(self, max_requests: int, max_tokens: int) -> None:
+        self.max_requests = max_requests
+        self.max_tokens = max_tokens
+        self.num_requests = 0
+        self.num_tokens = 0
+        self.num_rejected = 0
+        self._mean_seconds = 1.0  # how long a place was held lately
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """True once `close` was called."""
+        return self._draining
+
+    def close(self) -> None:
+        """Accept nothing more: the server is shutting down."""
+        self._draining = True
+
+    def reserve(self, num_bytes: int) -> Place:
+        """A place for a request whose body has `num_bytes`.
+
+        Raises EngineUnavailableError while the server shuts down, OverloadedError where the service is full.
+        """
+        if self._draining:
+            raise EngineUnavailableError("the server is shutting down: send the request to another one, or again in a moment")
+        num_tokens = estimate_tokens(num_bytes)
+        self._check(self.num_requests, self.num_tokens, 1, num_tokens)
+        self.num_requests += 1
+        self.num_tokens += num_tokens
+        return Place(self, 1, num_tokens)
+
+    def retry_after(self) -> int:
+        """Seconds until a place is likely to be free: a place is freed every (mean time held / places held) seconds."""
+        return min(MAX_RETRY_AFTER, max(1, math.ceil(self._mean_seconds / max(1, self.num_requests))))
+
+    def _check(self, requests_held: int, tokens_held: int, num_requests: int, num_tokens: int) -> None:
+        if requests_held == 0:
+            return
+        if requests_held + num_requests > self.max_requests:
+            self._reject(f"the server is at its limit of {self.max_requests} requests at a time")
+        if tokens_held + num_tokens > self.max_tokens:
+            self._reject(f"the server is at its limit of {self.max_tokens} prompt tokens at a time")
+
+    def _reject(self, reason: str) -> None:
+        self.num_rejected += 1
+        wait = self.retry_after()
+        raise OverloadedError(f"{reason}: try again in {wait} s", retry_after=wait)
+
+    def _move(self, place: Place, num_requests: int, num_tokens: int) -> None:
+        if place._released:
+            return
+        if num_requests > self.max_requests:
+            raise InvalidRequestError(f"this asks for {num_requests} answers, and the server takes at most {self.max_requests}", "n")
+        self._check(self.num_requests - place.num_requests, self.num_tokens - place.num_tokens, num_requests, num_tokens)
+        self.num_requests += num_requests - place.num_requests
+        self.num_tokens += num_tokens - place.num_tokens
+        place.num_requests, place.num_tokens = num_requests, num_tokens
+
+    def _leave(self, place: Place, seconds: float) -> None:
+        self.num_requests -= place.num_requests
+        self.num_tokens -= place.num_tokens
+        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)

@@ -1,0 +1,134 @@
+"""The FastAPI application: routes, error bodies, and the parts behind them.  `run` puts it on a port."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from glmserve.client.engine_client import EngineClient
+from glmserve.config import ServerConfig
+from glmserve.models.spec import ModelSpec
+from glmserve.observe.metrics import EngineView, Metrics
+from glmserve.observe.request_log import RequestLog
+from glmserve.protocol.errors import GlmserveError, InvalidRequestError
+from glmserve.server.admission import Admission
+from glmserve.server.client_watch import ClientGoneError
+from glmserve.server.errors import RouteError, error_response
+from glmserve.server.kept_answers import KeptAnswers
+from glmserve.server.middleware import RequestGate
+from glmserve.server.routes import chatglm, openai, operations, websocket
+from glmserve.server.services import Services
+from glmserve.text.answer import CLIENT_GONE_STATUS
+from glmserve.text.generator import TextGenerator
+from glmserve.text.tokenizer import Tokenizer
+from glmserve.version import __version__
+
+
+def create_app(
+    server_config: ServerConfig,
+    engine_client: EngineClient,
+    tokenizer: Tokenizer | None,
+    spec: ModelSpec,
+    *,
+    model_name: str,
+    request_log: RequestLog | None = None,
+) -> FastAPI:
+    """The application.  Its lifespan starts the engine, without waiting for it, and stops it.
+
+    `tokenizer` is None where only token ids are served.  `app.state.services` holds the parts.
+    """
+    name = server_config.served_model_name or model_name
+    admission = Admission(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens)
+    metrics = Metrics(name, _engine_view(engine_client, admission))
+    log = request_log or RequestLog(level=server_config.log_level)
+    generator = TextGenerator(
+        engine_client, tokenizer, spec, metrics, log, server_config.first_token_timeout, server_config.request_timeout
+    )
+    services = Services(
+        server_config, engine_client, spec, name, generator, admission, metrics, KeptAnswers(server_config.resume_seconds)
+    )
+    app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services))
+    app.state.services = services
+    for module in (openai, chatglm, operations, websocket):
+        app.include_router(module.router)
+    _add_error_handlers(app)
+    paths = frozenset(path for route in app.routes if (path := getattr(route, "path", "")) and "{" not in path)
+    app.add_middleware(
+        RequestGate,
+        api_keys=server_config.api_key,
+        max_body_bytes=server_config.max_body_bytes,
+        count=metrics.count_http,
+        label=lambda path: _path_label(path, paths),
+    )
+    return app
+
+
+def _engine_view(client: EngineClient, admission: Admission) -> EngineView:
+    return EngineView(
+        stats=lambda: client.stats,
+        ready=lambda: client.ready,
+        num_restarts=lambda: client.num_engine_restarts,
+        num_accepted=lambda: (admission.num_requests, admission.num_tokens),
+        num_rejected=lambda: admission.num_rejected,
+    )
+
+
+def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await services.client.start()
+        try:
+            yield
+        finally:
+            services.admission.close()
+            await services.kept_answers.close()
+            await services.client.stop()
+            services.generator.close()
+
+    return lifespan
+
+
+def _path_label(path: str, known: frozenset[str]) -> str:
+    if path in known:
+        return path
+    return "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, GlmserveError)
+        return error_response(error, request.url.path)
+
+    async def routing(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return error_response(_route_error(request, error), request.url.path)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        return error_response(InvalidRequestError(f"the request is not valid: {error}"), request.url.path)
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE_STATUS)  # nobody is there to read it; it is for the count
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        return error_response(GlmserveError("something went wrong inside the server: its log says what"), request.url.path)
+
+    app.add_exception_handler(GlmserveError, known)
+    app.add_exception_handler(HTTPException, routing)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ClientGoneError, gone)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, unknown)
+
+
+def _route_error(request: Request, error: HTTPException) -> RouteError:
+    path, method = request.url.path, request.method
+    if error.status_code == 404:
+        return RouteError(f"there is nothing at {path}: /docs lists what there is", 404)
+    if error.status_code == 405:
+        return RouteError(f"{path} does not take {method}: /docs lists what it takes", 405)
+    return RouteError(str(error.detail), error.status_code)

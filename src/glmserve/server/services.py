@@ -1,0 +1,93 @@
+"""What every route needs, in one place: built once by `create_app`, found again through the request's app."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.requests import HTTPConnection, Request
+
+from glmserve.client.engine_client import EngineClient
+from glmserve.client.supervisor import EngineState
+from glmserve.config import ServerConfig
+from glmserve.models.spec import ModelSpec
+from glmserve.observe.metrics import Metrics
+from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError, ModelNotFoundError
+from glmserve.server.admission import Admission, Place
+from glmserve.server.kept_answers import KeptAnswers
+from glmserve.text.generator import TextGenerator
+from glmserve.text.tokenizer import Tokenizer
+from glmserve.version import __version__
+
+REQUEST_ID = "glmserve.request_id"  # key of the ASGI scope
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of a running server."""
+
+    config: ServerConfig
+    client: EngineClient
+    spec: ModelSpec
+    model_name: str
+    generator: TextGenerator
+    admission: Admission
+    metrics: Metrics
+    kept_answers: KeptAnswers
+    created: int = field(default_factory=lambda: int(time.time()))
+    system_fingerprint: str = f"glmserve-{__version__}"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.  Raises InvalidRequestError where the server was started without one."""
+        if self.generator.tokenizer is None:
+            raise InvalidRequestError("this server was started without a tokenizer: send token ids to /v1/completions")
+        return self.generator.tokenizer
+
+    @staticmethod
+    def now() -> int:
+        """Seconds since 1970, as answers carry them."""
+        return int(time.time())
+
+    def not_ready_because(self) -> str | None:
+        """Why requests cannot be served now; None where they can."""
+        client = self.client
+        if self.admission.draining:
+            return "the server is shutting down"
+        if client.state is not EngineState.READY:
+            details = client.loading or client.failure
+            return f"the engine is {client.state}" + (f" ({details})" if details else "")
+        if (age := client.heartbeat_age()) > self.config.engine_hang_timeout:
+            return f"the engine has been silent for {age:.0f} s"
+        return None
+
+    def reserve(self, num_bytes: int) -> Place:
+        """A place for a request with a body of `num_bytes`, before any work.
+
+        Raises EngineUnavailableError and OverloadedError.
+        """
+        if (reason := self.not_ready_because()) is not None:
+            raise EngineUnavailableError(f"{reason}: try again shortly")
+        return self.admission.reserve(num_bytes)
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFoundError for a name that is not served; no name is the served model's."""
+        if name and name != self.model_name:
+            raise ModelNotFoundError(f"the model {name!r} is not served here: use {self.model_name!r}")
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """The services of the app that a request or a WebSocket belongs to."""
+    services: Services = connection.app.state.services
+    return services
+
+
+def request_id_of(connection: HTTPConnection) -> str:
+    """The id that the middleware gave to the request, or the client's own."""
+    return str(connection.scope[REQUEST_ID])
+
+
+def body_size(request: Request) -> int:
+    """Bytes that the client announced; 0 for a body sent in chunks of unknown length."""
+    length = request.headers.get("content-length", "0")
+    return int(length) if length.isdigit() else 0
