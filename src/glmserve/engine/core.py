@@ -10,7 +10,7 @@ import random
 import time
 
 from glmserve.config import EngineConfig
-from glmserve.engine.loading import LoadedEngine, load_engine
+from glmserve.engine.loading import load_engine
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
 from glmserve.protocol.messages import EngineReady, EngineRequest, FinishReason, RequestOutput, RequestTimes, TokenLogprobs
 from glmserve.protocol.stats import EngineStats
@@ -23,19 +23,16 @@ class EngineCore:
     """One model on one device.  Not thread-safe: one loop calls it."""
 
     def __init__(self, config: EngineConfig, progress: Progress = lambda _: None) -> None:
-        self._start(load_engine(config, progress), config)
-
-    def _start(self, loaded: LoadedEngine, config: EngineConfig) -> None:
+        """Loads `config.model`, a folder.  Raises ModelLoadError, NotEnoughMemoryError among them; `progress` is told what goes on."""
+        loaded = load_engine(config, progress)
         self.spec = loaded.spec
         self.ready = loaded.ready
         self.scheduler = loaded.scheduler
         self.runner = loaded.runner
         self.max_model_len = loaded.ready.max_model_len
         self._in_flight: StepHandle | None = None
-        self._ended: list[RequestOutput] = []  # ended outside a step: aborted
         self._seeds = random.Random(config.seed)
         self._stats = EngineStats()
-        self._step_end = time.monotonic()
 
     def describe(self) -> EngineReady:
         """Where the model lies and what fits."""
@@ -49,20 +46,17 @@ class EngineCore:
         self.scheduler.add(request)
 
     def abort_requests(self, request_ids: list[str]) -> None:
-        """End these now; each that was still open gets its last output from the next `step`.  Unknown ids are ignored."""
+        """Forget these now and free their blocks; `step` reports nothing more of them.  Unknown ids are ignored."""
         for request_id in request_ids:
-            request = self.scheduler.abort(request_id)
-            if request is not None:
-                self._ended.append(self._output(request, []))
+            self.scheduler.abort(request_id)
 
     def has_unfinished_requests(self) -> bool:
         """True while `step` has something to do or to report."""
-        return bool(self.scheduler.requests or self._in_flight or self._ended)
+        return bool(self.scheduler.requests or self._in_flight)
 
     def step(self) -> list[RequestOutput]:
         """Launch the next step and report the tokens of the one before it (on a CPU: of this one)."""
         started = time.monotonic()
-        self._stats.idle_seconds += started - self._step_end if not self._in_flight else 0.0
         batch = self.scheduler.schedule()
         launched = self.runner.execute(batch) if batch is not None else None
         if launched is not None and not self.runner.on_gpu:
@@ -70,10 +64,8 @@ class EngineCore:
         else:
             previous, self._in_flight = self._in_flight, launched
             outputs = self._collect(previous) if previous is not None else []
-        self._step_end = time.monotonic()
-        self._count_step(launched, self._step_end - started)
-        ended, self._ended = self._ended, []
-        return ended + outputs
+        self._count_step(launched, time.monotonic() - started)
+        return outputs
 
     def stats(self) -> EngineStats:
         """Counters and gauges as of now."""

@@ -55,12 +55,11 @@ class Scheduler:
         self.requests[request.request_id] = request
         self._enqueue(request)
 
-    def abort(self, request_id: str) -> Request | None:
-        """End a request at once and free its blocks; None when it is unknown, and so has already ended."""
+    def abort(self, request_id: str) -> None:
+        """End a request at once and free its blocks; nothing happens when it is unknown, and so has already ended."""
         request = self.requests.get(request_id)
         if request is not None:
             self._finish(request, FinishReason.ABORT)
-        return request
 
     @property
     def num_waiting(self) -> int:

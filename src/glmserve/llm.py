@@ -1,0 +1,227 @@
+"""Offline face: prompts in, texts out, on the same engine and without HTTP.  Names and results are vLLM's."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from glmserve.config import EngineConfig
+from glmserve.engine.core import EngineCore
+from glmserve.models.demo import resolve_model
+from glmserve.protocol.errors import InvalidRequestError
+from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput, TokenLogprobs
+from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.text.chat_format import parse_messages
+from glmserve.text.output_text import OutputText
+from glmserve.text.tokenizer import Tokenizer, load_tokenizer
+
+Prompt = str | Mapping[str, Any] | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Log probability of one token over the raw distribution (before penalties, temperature and filters); rank 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None = None
+
+
+@dataclass
+class CompletionOutput:
+    """One answer.  `token_ids` includes the end token; `logprobs` has, for each token, the asked-for tokens by id."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum over the generated tokens."""
+        if self.logprobs is None:
+            return None
+        return sum(step[token_id].logprob for token_id, step in zip(self.token_ids, self.logprobs, strict=True))
+
+
+@dataclass
+class RequestResult:
+    """All answers to one prompt."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    num_cached_tokens: int = 0
+    finished: bool = False
+
+
+class LLM:
+    """A model on one device, for scripts and benchmarks.
+
+    `model` is a folder or `demo`; the other arguments are the server's flags, with underscores.  Raises ModelLoadError, and
+    NotEnoughMemoryError among them, for a model that cannot be served.
+    """
+
+    def __init__(self, model: str = "demo", **settings: Any) -> None:
+        folder = resolve_model(model)
+        self.config = EngineConfig(model=str(folder), **settings)
+        self.engine = EngineCore(self.config)
+        self.spec = self.engine.spec
+        self.tokenizer: Tokenizer | None = None if self.config.skip_tokenizer_init else load_tokenizer(folder, self.spec)
+        self._numbers = itertools.count()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.  Raises InvalidRequestError with skip_tokenizer_init."""
+        if self.tokenizer is None:
+            raise InvalidRequestError("this LLM has no tokenizer (skip_tokenizer_init=True): pass {'prompt_token_ids': [...]}", "prompt")
+        return self.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestResult]:
+        """Answers to prompts, in their order.
+
+        A prompt is a text or {"prompt_token_ids": [...]}; `sampling_params` is one for all or one each.  Raises InvalidRequestError,
+        before anything runs, for a prompt or parameters that cannot be served.
+        """
+        many = _is_many(prompts)
+        token_ids = [self._encode(prompt) for prompt in (prompts if many else [prompts])]  # type: ignore[list-item]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in (prompts if many else [prompts])]
+        return self._run(list(zip(texts, token_ids, strict=True)), sampling_params, use_tqdm, chat=False)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestResult]:
+        """Answers to one conversation, or to several: each a list of {"role": …, "content": …}."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        tokenizer = self.get_tokenizer()
+        parsed = [parse_messages(list(conversation)) for conversation in conversations]  # type: ignore[arg-type]
+        prompts = [(tokenizer.render_chat(turns), tokenizer.encode_chat(turns)) for turns in parsed]
+        return self._run(prompts, sampling_params, use_tqdm, chat=True)
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.get_tokenizer().encode(prompt)
+        if isinstance(prompt, Mapping):
+            if "prompt_token_ids" in prompt:
+                return list(prompt["prompt_token_ids"])
+            if "prompt" in prompt:
+                return self.get_tokenizer().encode(prompt["prompt"])
+            raise InvalidRequestError("a prompt is a text, or a dict with prompt_token_ids or prompt", "prompt")
+        return list(prompt)
+
+    def _run(
+        self,
+        prompts: Sequence[tuple[str | None, list[int]]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        show_progress: bool,
+        chat: bool,
+    ) -> list[RequestResult]:
+        if sampling_params is None or isinstance(sampling_params, SamplingParams):
+            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+        if len(sampling_params) != len(prompts):
+            raise InvalidRequestError(f"{len(prompts)} prompts came with {len(sampling_params)} sampling_params: give one for all or one each")
+        results, choices = [], {}
+        try:
+            for (text, token_ids), params in zip(prompts, sampling_params, strict=True):
+                result = RequestResult(str(next(self._numbers)), text, token_ids, [])
+                results.append(result)
+                for index in range(params.n):
+                    choice = self._submit(result, index, params, chat)
+                    choices[choice.request_id] = choice
+            self._step_until_done(choices, show_progress)
+        except BaseException:  # also Ctrl-C: the engine must not go on with what nobody will read
+            self.engine.abort_requests(list(choices))
+            raise
+        return results
+
+    def _submit(self, result: RequestResult, index: int, params: SamplingParams, chat: bool) -> _Choice:
+        seed = None if params.seed is None else params.seed + index
+        request_id = f"{result.request_id}-{index}"
+        message = EngineRequest(request_id, result.prompt_token_ids, msgspec.structs.replace(params, n=1, seed=seed), time.monotonic())
+        self.engine.add_request(message)
+        output = CompletionOutput(index, logprobs=None if params.logprobs is None else [])
+        result.outputs.append(output)
+        text = None if self.tokenizer is None else OutputText(self.tokenizer, params, chat)
+        return _Choice(request_id, result, output, text, self.tokenizer)
+
+    def _step_until_done(self, choices: dict[str, _Choice], show_progress: bool) -> None:
+        columns = (TextColumn("Processed prompts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, transient=True) if show_progress else nullcontext() as progress:
+            task = progress.add_task("", total=len(choices)) if progress else None
+            num_open = len(choices)
+            while num_open:
+                for output in self.engine.step():
+                    choice = choices.get(output.request_id)
+                    if choice is None or not choice.take(output):
+                        continue
+                    num_open -= 1
+                    if output.finish_reason is None:  # a stop string ended it, which the engine cannot see
+                        self.engine.abort_requests([output.request_id])
+                    if progress and task is not None:
+                        progress.advance(task)
+
+
+@dataclass
+class _Choice:
+    request_id: str
+    result: RequestResult
+    output: CompletionOutput
+    text: OutputText | None
+    tokenizer: Tokenizer | None
+
+    def take(self, update: RequestOutput) -> bool:
+        """Add what a step brought; True when this choice has ended now."""
+        output = self.output
+        if output.finish_reason is not None:
+            return False
+        output.token_ids += update.new_token_ids
+        if output.logprobs is not None:
+            output.logprobs += [self._logprobs(step) for step in update.logprobs or []]
+        finished = update.finish_reason is not None
+        stopped_by = None
+        if self.text is not None:
+            delta = self.text.push(update.new_token_ids, finished)
+            output.text += delta.text
+            stopped_by = delta.stopped_by
+        if stopped_by is not None:
+            output.finish_reason, output.stop_reason = FinishReason.STOP.value, stopped_by
+        elif update.finish_reason is not None:
+            output.finish_reason, output.stop_reason = update.finish_reason.value, update.stop_token_id
+        self.result.num_cached_tokens = update.num_cached_tokens
+        self.result.finished = all(choice.finish_reason is not None for choice in self.result.outputs)
+        if update.error:
+            raise RuntimeError(update.error)
+        return output.finish_reason is not None
+
+    def _logprobs(self, step: TokenLogprobs) -> dict[int, Logprob]:
+        entries: dict[int, Logprob] = {}
+        for token_id, logprob, rank in zip(step.token_ids, step.logprobs, step.ranks, strict=True):
+            decoded = None if self.tokenizer is None else self.tokenizer.token_text(token_id)
+            entries.setdefault(token_id, Logprob(logprob, rank, decoded))
+        return entries
+
+
+def _is_many(prompts: Prompt | Sequence[Prompt]) -> bool:
+    if isinstance(prompts, str | Mapping):
+        return False
+    return not (prompts and isinstance(prompts[0], int))
