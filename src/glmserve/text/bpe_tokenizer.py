@@ -22,6 +22,7 @@ from glmserve.text.chat_template import ChatTemplate
 from glmserve.text.detokenizer import IncrementalDetokenizer
 from glmserve.text.pieces import PieceTable
 from glmserve.text.special_text import SpecialText
+from glmserve.text.unicode_check import check_unicode
 
 FILE_NAME = "tokenizer.json"
 SPACE = "\u2581"  # how sentencepiece-like vocabularies write a space
@@ -102,10 +103,7 @@ class BPETokenizer:
         return ids
 
     def _ids(self, tokenizer: TokenizerFile, text: str, add_special_tokens: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
+        check_unicode(text)
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def _chat_template(self) -> ChatTemplate:
@@ -122,7 +120,7 @@ class BPETokenizer:
         at_start = {}
         if _drops_leading_space(source):
             at_start = {index: piece[1:] for index, piece in enumerate(pieces) if isinstance(piece, str) and piece[:1] == " "}
-        return PieceTable(pieces, at_start)
+        return PieceTable(pieces, at_start, first_only=True)
 
     def _check(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:

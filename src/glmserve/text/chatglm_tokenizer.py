@@ -17,6 +17,7 @@ from glmserve.protocol.errors import InvalidRequestError, ModelLoadError
 from glmserve.text.chat_format import ChatMessage, render_chatglm
 from glmserve.text.detokenizer import Unspeller
 from glmserve.text.pieces import EACH_BYTE, PieceTable
+from glmserve.text.unicode_check import check_unicode
 
 FILE_NAME = "ice_text.model"
 SPACE = "\u2581"  # sentencepiece's sign for a space
@@ -52,6 +53,7 @@ class ChatGLMTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; with special tokens it is a prompt: [gMASK] and <sop> at its end."""
+        check_unicode(text)
         ids = [piece_id + self._offset for segment in self._segments(text) for piece_id in segment]
         return [*ids, self._gmask, self._sop] if add_special_tokens else ids
 
@@ -111,10 +113,7 @@ class ChatGLMTokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         text = text.replace("\n", "<n>").replace("\t", "<|tab|>")
-        try:
-            return list(self._sp.encode(_BLANKS.sub(_spell_blanks, text)))
-        except UnicodeEncodeError as error:
-            raise InvalidRequestError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
+        return list(self._sp.encode(_BLANKS.sub(_spell_blanks, text)))
 
     def _table(self, skip_special_tokens: bool) -> PieceTable:
         pieces: list[str | bytes | None] = [None] * self._offset  # the old vocabulary's image tokens have no text
@@ -126,7 +125,7 @@ class ChatGLMTokenizer:
             for index, surface in enumerate(self._surfaces)
             if isinstance(surface, str) and surface[:1] == " " and not self._sp.is_unknown(index)
         }
-        return PieceTable(pieces, at_start, _SPELLED, EACH_BYTE)
+        return PieceTable(pieces, at_start, spelled=_SPELLED, byte_errors=EACH_BYTE)
 
     def _piece_id(self, piece: str) -> int:
         return int(self._sp.piece_to_id(piece)) + self._offset

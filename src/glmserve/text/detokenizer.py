@@ -23,7 +23,7 @@ class IncrementalDetokenizer:
     def __init__(self, tokenizer: PieceSource, skip_special_tokens: bool = True) -> None:
         table = tokenizer.pieces(skip_special_tokens)
         self._pieces = table.pieces
-        self._at_start = table.at_start
+        self._at_start, self._first_only = table.at_start, table.first_only
         self._is_empty = True  # no text yet, so an encoder's leading space is still dropped
         self._bytes = codecs.getincrementaldecoder("utf-8")(table.byte_errors)
         self._bytes_pending = False
@@ -58,6 +58,7 @@ class IncrementalDetokenizer:
     def _whole_piece(self, token_id: int, piece: str) -> str:
         before = self._end_bytes() if self._bytes_pending else ""
         if self._is_empty and not before:
+            self._is_empty = not self._first_only
             return self._at_start.get(token_id, piece)
         return before + piece
 

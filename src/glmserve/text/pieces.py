@@ -21,11 +21,13 @@ class PieceTable:
     `pieces[id]` is a `str` (whole characters), `bytes` (part of a character, to be joined with its neighbours) or None
     where the token is dropped before anything is joined.  An empty string is a token without text, which still ends a run
     of bytes.  `at_start` holds the pieces that read otherwise as long as the text is empty (a leading space that the
-    encoder put there).  `spelled` are strings that stand for others once everything is joined, as ChatGLM-6B's "<n>".
+    encoder put there), or with `first_only` for the very first piece alone.  `spelled` are strings that stand for others
+    once everything is joined, as ChatGLM-6B's "<n>".
     """
 
     pieces: Sequence[str | bytes | None]
     at_start: Mapping[int, str] = field(default_factory=dict)
+    first_only: bool = False
     spelled: Mapping[str, str] = field(default_factory=dict)
     byte_errors: str = "replace"  # how bytes that are no UTF-8 show: one U+FFFD a maximal part, or EACH_BYTE
 
