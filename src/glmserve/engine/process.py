@@ -81,9 +81,9 @@ class EngineProcess:
 
     def run(self) -> int:
         """Serves until drained.  Returns the process' exit code: 0 drained, 1 the core failed."""
-        self._channel.send(self._core.describe())
-        gc.collect()
+        gc.collect()  # a tenth of a second with torch loaded, so before anyone sends a request
         gc.freeze()  # what loading made stays for good: no collection should walk it between two steps
+        self._channel.send(self._core.describe())
         try:
             while not self._drained():
                 self._turn()
@@ -91,6 +91,8 @@ class EngineProcess:
             logger.exception("the engine failed and will be restarted")
             self._channel.send(EngineFailed(f"the engine failed in a step: {type(error).__name__}: {error}", retryable=True))
             return EXIT_CRASHED
+        finally:
+            gc.unfreeze()  # else native libraries call frozen objects leaks when Python ends
         return 0
 
     def drain(self) -> None:
