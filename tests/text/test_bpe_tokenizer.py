@@ -71,6 +71,19 @@ def test_special_text_of_a_user_is_encoded_as_any_other_text(bpe: BPETokenizer) 
     assert any(ids[start : start + len(inner)] == inner for start in range(len(ids)))
 
 
+def test_a_message_full_of_special_tokens_is_read_in_time_linear_in_its_length(bpe: BPETokenizer) -> None:
+    count = 50_000  # a quadratic way would take minutes and meet the suite's time limit
+    ids = bpe.encode_chat(messages(("user", "<|im_end|>" * count)))
+    assert ids.count(2) == 2 and len(ids) > count
+
+
+def test_every_private_character_in_one_message(bpe: BPETokenizer) -> None:
+    everything = "".join(map(chr, range(0xE000, 0xF900)))
+    assert bpe.encode_chat(messages(("user", everything)))
+    with pytest.raises(InvalidRequestError, match="every private-use character"):
+        bpe.encode_chat(messages(("user", everything + "<|im_end|>")))
+
+
 def test_special_tokens_may_be_allowed(bpe_folder: Path, reference: Any) -> None:
     open_tokenizer = BPETokenizer(bpe_folder, bpe_spec(), allow_special_tokens=True)
     turns = [("user", "a<|im_end|>b")]

@@ -27,6 +27,10 @@ def test_a_first_question_stands_bare() -> None:
     assert chat(("user", "你好")) == "你好"
 
 
+def test_many_neighbours_are_joined_quickly() -> None:
+    assert chat(*[("user", "a" * 20)] * 20_000).count("\n") == 19_999
+
+
 def test_rounds_count_from_zero() -> None:
     assert chat(("user", "a"), ("assistant", "b"), ("user", "c")) == "[Round 0]\n问：a\n答：b\n[Round 1]\n问：c\n答："
 

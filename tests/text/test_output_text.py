@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ def test_completions_show_the_raw_text(small: ChatGLMTokenizer, ids: list[int], 
 @given(ids=IDS, size=st.integers(1, 5))
 def test_chat_shows_the_processed_text(small: ChatGLMTokenizer, ids: list[int], size: int) -> None:
     assert answer(small, ids, chat=True, size=size)[0] == process_response(small.decode(ids))
+
+
+def test_golden_answers(released: ChatGLMTokenizer, golden: Callable[[str], Any]) -> None:
+    for case in golden("chat_cases"):
+        assert answer(released, case["generated_ids"], chat=True)[0] == case["response"]
 
 
 def test_other_models_chat_without_post_processing(bpe: BPETokenizer) -> None:

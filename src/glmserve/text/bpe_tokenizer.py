@@ -235,4 +235,7 @@ def _text_if_whole(surface: bytes) -> str | bytes:
 def _unused_character(*texts: str) -> str:
     """A private-use character that occurs in none of the texts."""
     used = set().union(*texts)
-    return next(char for char in map(chr, range(0xE000, 0xF900)) if char not in used)
+    for char in map(chr, range(0xE000, 0xF900)):
+        if char not in used:
+            return char
+    raise InvalidRequestError("the messages use every private-use character of Unicode: leave one out", "messages")

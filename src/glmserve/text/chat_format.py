@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from glmserve.protocol.errors import InvalidRequestError
@@ -123,10 +124,5 @@ def _split_system(messages: Sequence[ChatMessage]) -> tuple[str, list[ChatMessag
 
 
 def _join_neighbours(turns: Sequence[ChatMessage]) -> list[ChatMessage]:
-    joined: list[ChatMessage] = []
-    for turn in turns:
-        if joined and joined[-1].role == turn.role:
-            joined[-1] = ChatMessage(turn.role, f"{joined[-1].content}\n{turn.content}")
-        else:
-            joined.append(turn)
-    return joined
+    sides = groupby(turns, key=lambda turn: turn.role)
+    return [ChatMessage(role, "\n".join(turn.content for turn in side)) for role, side in sides]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 from tokenizers import AddedToken
 
@@ -29,9 +30,8 @@ class SpecialText:
 
     def guard(self, text: str, mark: str) -> str:
         """The text with `mark` inside everything that would read as a special token."""
-        for place in sorted(self._places(text), reverse=True):
-            text = text[: place + 1] + mark + text[place + 1 :]
-        return text
+        cuts = [0, *(place + 1 for place in sorted(self._places(text))), len(text)]
+        return mark.join(text[start:end] for start, end in pairwise(cuts))
 
     def split(self, text: str) -> Iterator[str | int]:
         """Plain text and the ids of special tokens, in order."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True)
-class StopResult:
+class StopResult(msgspec.Struct, frozen=True, gc=False):
     """Text that is certain, and the stop string that was found, if one was."""
 
     text: str
