@@ -46,13 +46,14 @@ class BPETokenizer:
         added = self._special_aware.get_added_tokens_decoder()
         self._special_names = {token_id: token.content for token_id, token in added.items() if token.special}
         self._special_text = SpecialText({token_id: token for token_id, token in added.items() if token.special})
-        surfaces = _surfaces(self._special_aware, json.loads(source), folder)
+        parsed = json.loads(source)
+        surfaces = _surfaces(self._special_aware, parsed, folder)
         if len(surfaces) > spec.vocab_size:
             raise ModelLoadError(
                 f"{folder / FILE_NAME} and config.json do not belong together: the tokenizer has {len(surfaces)} ids, the model "
                 f"{spec.vocab_size}. Take both files from the same model."
             )
-        self._tables = {skip: self._table(surfaces, json.loads(source), skip) for skip in (False, True)}
+        self._tables = {skip: self._table(surfaces, parsed, skip) for skip in (False, True)}
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`; with special tokens also those that the file puts around every text, if any."""
