@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from glmserve.client.engine_client import EngineClient
 from glmserve.config import ServerConfig
@@ -54,10 +55,11 @@ def create_app(
     )
     app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services))
     app.state.services = services
-    for module in (openai, chatglm, operations, websocket):
-        app.include_router(module.router)
+    routers = [module.router for module in (openai, chatglm, operations, websocket)]
+    for router in routers:
+        app.include_router(router)
     _add_error_handlers(app)
-    paths = frozenset(path for route in app.routes if (path := getattr(route, "path", "")) and "{" not in path)
+    paths = frozenset(route.path for router in routers for route in router.routes if isinstance(route, Route))
     app.add_middleware(
         RequestGate,
         api_keys=server_config.api_key,
@@ -96,7 +98,7 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
 def _path_label(path: str, known: frozenset[str]) -> str:
     if path in known:
         return path
-    return "/v1/models/{name}" if path.startswith("/v1/models/") else "other"
+    return "/v1/models/{name:path}" if path.startswith("/v1/models/") else "other"
 
 
 def _add_error_handlers(app: FastAPI) -> None:
