@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from glmserve.models.catalog import read_spec
@@ -16,6 +17,9 @@ from glmserve.models.llama.spec import spec_from_config as llama_spec
 from glmserve.models.spec import ModelSpec
 from glmserve.text.bpe_tokenizer import BPETokenizer
 from glmserve.text.chatglm_tokenizer import ChatGLMTokenizer
+
+settings.register_profile("untimed", deadline=None)  # tests say what is right, benchmarks what is fast
+settings.load_profile("untimed")
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "tokenizer"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
