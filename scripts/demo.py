@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +47,8 @@ def main() -> None:
     with running_server() as url, httpx.Client(base_url=url, timeout=300) as client:
         body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": MAX_TOKENS}
         console.rule("one question over HTTP")
-        console.print(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n  -d '{json.dumps(body)}'\n", markup=False)
+        curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'\n"
+        console.print(curl, markup=False, soft_wrap=True)
         answer = ask(client, body)
         console.print(f"[bold]{QUESTION}[/bold]\n{answer.text.strip()}")
         console.rule(f"{NUM_CLIENTS} clients at once, against one")
@@ -131,16 +133,15 @@ def measure(url: str, num_clients: int) -> list[str]:
         answers = [answer for answers in pool.map(one_client, range(num_clients)) for answer in answers]
     seconds = time.monotonic() - start
     latencies = sorted(answer.latency for answer in answers)
-    return [
-        str(num_clients),
-        str(len(answers)),
-        f"{len(answers) / seconds:.2f}",
-        f"{sum(answer.num_tokens for answer in answers) / seconds:.1f}",
-        f"{statistics.median(answer.first_token for answer in answers):.2f} s",
-        f"{statistics.mean(latencies):.2f} s",
-        f"{statistics.median(latencies):.2f} s",
-        f"{latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))]:.2f} s",
+    figures = [
+        len(answers) / seconds,
+        sum(answer.num_tokens for answer in answers) / seconds,
+        statistics.median(answer.first_token for answer in answers),
+        statistics.mean(latencies),
+        statistics.median(latencies),
+        latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))],
     ]
+    return [str(num_clients), *(f"{figure:.2f}" for figure in figures)]
 
 
 def story_request(number: int) -> dict[str, Any]:
@@ -150,8 +151,12 @@ def story_request(number: int) -> dict[str, Any]:
 
 
 def table_of(rows: list[list[str]]) -> Table:
-    """The figures side by side."""
-    table = Table("clients", "requests", "requests/s", "tokens/s", "first token p50", "latency mean", "p50", "p99")
+    """The figures side by side, 80 columns wide."""
+    table = Table(
+        caption=f"latencies in seconds; each answer has {MAX_TOKENS} tokens, each client asks {REQUESTS_PER_CLIENT} times", box=SIMPLE
+    )
+    for title in ("clients", "requests/s", "tokens/s", "first token p50", "latency mean", "p50", "p99"):
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

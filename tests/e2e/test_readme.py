@@ -1,0 +1,69 @@
+"""The examples of the README, run as they stand; only the address is that of the test's server."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from tests.conftest import PROJECT
+
+from glmserve.config import EngineConfig, ServerConfig, flag_name
+from glmserve.server.routes import chatglm, openai, operations, websocket
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)  # fences without a language are for reading only
+
+
+def title(code: str) -> str:
+    return re.sub(r"\W+", "-", code)[:50].strip("-")
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize(("language", "code"), EXAMPLES, ids=[title(code) for _, code in EXAMPLES])
+def test_example_runs(language: str, code: str, demo_server: str) -> None:
+    code = code.replace("localhost:8000", demo_server.removeprefix("http://"))
+    command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.split()) >= 3
+    assert "error" not in result.stdout
+
+
+def test_there_is_an_example_of_each_kind() -> None:
+    text = "".join(code for _, code in EXAMPLES)
+    for kind in (
+        "/v1/chat/completions",
+        "from openai import",
+        "-X POST http://localhost:8000 ",
+        "/chat ",
+        "/ws/chat",
+        "from glmserve import LLM",
+    ):
+        assert kind in text
+
+
+def test_every_flag_and_default_in_the_readme_is_true() -> None:
+    fields = {flag_name(name): field for kind in (EngineConfig, ServerConfig) for name, field in kind.model_fields.items()}
+    table = README.split("## Main flags")[1].split("\n## ")[0]
+    for row in re.findall(r"^\| (`--.*?) \| (.*?) \| ", table, re.MULTILINE):
+        flags, defaults = re.findall(r"--[a-z-]+", row[0]), row[1].split(", ")
+        if flags == ["--config"]:
+            continue
+        for flag, default in zip(flags, defaults if len(defaults) == len(flags) else defaults * len(flags), strict=True):
+            value = fields[flag].default
+            assert value in (None, ()) or (f"{value:g}" if isinstance(value, float) else str(value)) == default, flag
+
+
+def test_every_endpoint_in_the_readme_exists_and_no_other() -> None:
+    table = README.split("## Endpoints")[1].split("\n## ")[0]
+    named = set(
+        re.findall(r"`(?:[A-Z]+ )?(/[a-z0-9/_]*)`", "\n".join(row.split("|")[1] for row in re.findall(r"^\| `.*", table, re.MULTILINE)))
+    )
+    assert named == served_paths()
+
+
+def served_paths() -> set[str]:
+    paths = {route.path for module in (openai, chatglm, operations, websocket) for route in module.router.routes}  # type: ignore[attr-defined]
+    return (paths | {"/docs"}) - {"/v1/models/{name:path}"}
