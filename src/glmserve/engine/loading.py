@@ -16,7 +16,7 @@ from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import ModelLoadError, NotEnoughMemoryError
 from glmserve.protocol.messages import EngineReady
 from glmserve.runner.kv_pool import KVPool
-from glmserve.runner.loader import Progress, build_model, fill_with_noise, load_weights, parameter_bytes
+from glmserve.runner.loader import Progress, build_model, fill_with_noise, load_weights, pack_for_cpu, parameter_bytes
 from glmserve.runner.model_runner import ModelRunner
 from glmserve.scheduler.block_pool import BlockPool
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
@@ -66,6 +66,8 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
         fill_with_noise(model, config.seed)
     else:
         load_weights(model, spec, folder, progress)
+    weights = _placement_of_weights(model, spec, device)
+    pack_for_cpu(model)
     clock.phase("load_weights")
     num_blocks = num_kv_blocks(config, model, spec, dtype, device, max_batched_tokens, progress)
     pool = KVPool(spec, num_blocks, config.block_size, dtype, device)
@@ -75,7 +77,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     runner.warm_up([size for size in _WARM_UP_SIZES if size <= config.max_num_seqs])
     clock.phase("capture_graphs")
     scheduler = _scheduler(config, spec, pool, device, max_batched_tokens)
-    return LoadedEngine(spec, _describe(config, spec, model, pool, device, dtype, clock.seconds), scheduler, runner)
+    return LoadedEngine(spec, _describe(config, spec, weights, pool, dtype, clock.seconds), scheduler, runner)
 
 
 def _limit_length(spec: ModelSpec, max_model_len: int | None, folder: Path) -> ModelSpec:
@@ -119,18 +121,22 @@ def _scheduler(config: EngineConfig, spec: ModelSpec, pool: KVPool, device: torc
     return Scheduler(spec, kv_cache, config.max_num_seqs, max_batched_tokens, config.aging_seconds)
 
 
+def _placement_of_weights(model: Model, spec: ModelSpec, device: torch.device) -> tuple[int, list[list[str]]]:
+    """Bytes of all weights, and rows of (part, device, size) for people."""
+    sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}  # a shared tensor appears once
+    layers = sum(size for name, size in sizes.items() if name.startswith("layers."))
+    tied = "lm_head.weight" not in sizes
+    total = sum(sizes.values())
+    ends = "embedding and output layer" + (" (one tensor)" if tied else "")
+    return total, [[ends, str(device), gib(total - layers)], [f"{spec.num_layers} layers", str(device), gib(layers)]]
+
+
 def _describe(
-    config: EngineConfig, spec: ModelSpec, model: Model, pool: KVPool, device: torch.device, dtype: torch.dtype, seconds: dict[str, float]
+    config: EngineConfig, spec: ModelSpec, weights: tuple[int, list[list[str]]], pool: KVPool, dtype: torch.dtype, seconds: dict[str, float]
 ) -> EngineReady:
-    parameters = dict(model.named_parameters())
-    tied = parameters.get("lm_head") is None or len({p.data_ptr() for p in parameters.values()}) < len(parameters)
-    weights_bytes = sum({p.data_ptr(): p.nbytes for p in parameters.values()}.values())
-    layer_bytes = sum(p.nbytes for name, p in parameters.items() if name.startswith("layers."))
-    placement = [
-        ["embedding and output layer" + (" (one tensor)" if tied else ""), str(device), gib(weights_bytes - layer_bytes)],
-        [f"{spec.num_layers} layers", str(device), gib(layer_bytes)],
-        [f"K/V pool, {pool.num_blocks - 1} blocks of {pool.block_size} tokens", str(device), gib(pool.nbytes)],
-    ]
+    device = pool.blocks.device
+    weights_bytes, placement = weights
+    pool_row = [f"K/V pool, {pool.num_blocks - 1} blocks of {pool.block_size} tokens", str(device), gib(pool.nbytes)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return EngineReady(
         model=config.model,
@@ -143,7 +149,7 @@ def _describe(
         block_size=pool.block_size,
         weights_bytes=weights_bytes,
         kv_cache_bytes=pool.nbytes,
-        placement=placement,
+        placement=[*placement, pool_row],
         load_seconds=seconds,
     )
 

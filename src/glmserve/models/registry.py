@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
+from torch import nn
 
 from glmserve.layers.attention import AttentionMetadata, LayerCache
+from glmserve.layers.linear import Linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.catalog import family_of
 from glmserve.models.spec import ModelSpec, read_config
@@ -29,6 +31,7 @@ class Model(Protocol):
     """What the runner needs of a model; families inherit torch.nn.Module and have this shape."""
 
     rotary: RotaryTable
+    lm_head: Linear
 
     def __call__(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
         """Hidden states [num_tokens, hidden_size] of a step."""
@@ -36,7 +39,10 @@ class Model(Protocol):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
 
-    def named_parameters(self) -> Any:
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """As torch.nn.Module has it."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """As torch.nn.Module has it."""
 
     def target_of(self, name: str) -> Target | None:

@@ -19,8 +19,8 @@ class KVPool:
         heads, dim = spec.num_kv_heads, spec.head_dim
         by_head = device.type == "cuda"
         inner = (heads, block_size, dim) if by_head else (block_size, heads, dim)
-        # zeros, not empty: a padded key that is NaN would poison its row even at weight 0
-        self.blocks = torch.zeros((spec.num_layers, 2, num_blocks, *inner), dtype=dtype, device=device)
+        self.blocks = torch.empty((spec.num_layers, 2, num_blocks, *inner), dtype=dtype, device=device)
+        self.blocks[:, :, 0].zero_()  # padding rows read the null block, and a NaN there would spread
         views = self.blocks.transpose(3, 4) if by_head else self.blocks
         self.caches = [LayerCache(views[layer, 0], views[layer, 1]) for layer in range(spec.num_layers)]
         self.num_blocks = num_blocks

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from glmserve.layers.linear import Linear
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import ModelLoadError
@@ -120,17 +121,24 @@ def _tensors_of(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise ModelLoadError(f"{shard} cannot be read: {str(error).splitlines()[0]}. It may be truncated; download it again.") from error
 
 
+def pack_for_cpu(model: Model) -> None:
+    """Lay the matrices of a float32 model on a CPU out for the fastest product; elsewhere nothing changes."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear):
+            module.pack_for_cpu(keep_weight=name == "lm_head")  # its weight may be the embedding too
+
+
 def _tie_output_layer(model: Model, spec: ModelSpec, missing_rows: dict[str, int]) -> None:
-    """Share the embedding with lm_head where the checkpoint has no lm_head, says so, or holds two equal tensors.
+    """Share the embedding with lm_head where the checkpoint has no lm_head, or holds two equal tensors.
 
     The released stack ties them whatever the checkpoint holds; a checkpoint whose lm_head differs was made untied, so it is used.
     """
     parameters = dict(model.named_parameters())
     embedding = parameters.get("word_embeddings", parameters.get("embed_tokens"))
-    lm_head = parameters["lm_head"]
+    lm_head = model.lm_head.weight
     if embedding is None or embedding.shape != lm_head.shape:
         return
-    absent = missing_rows["lm_head"] > 0
+    absent = missing_rows["lm_head.weight"] > 0
     if (absent and spec.tie_word_embeddings) or (not absent and torch.equal(embedding, lm_head)):
-        model.lm_head = embedding  # type: ignore[attr-defined]
-        missing_rows["lm_head"] = 0
+        model.lm_head.weight = embedding
+        missing_rows["lm_head.weight"] = 0

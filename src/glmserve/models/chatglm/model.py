@@ -32,7 +32,7 @@ class ChatGLM(nn.Module):
         self.word_embeddings = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
         self.final_layernorm = LayerNorm(spec)
-        self.lm_head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
+        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.rotary = RotaryTable(rotary_frequencies(spec.head_dim), spec.max_model_len + 1, device)
 
     def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
@@ -44,15 +44,16 @@ class ChatGLM(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
-        return F.linear(hidden, self.lm_head)
+        scores: torch.Tensor = self.lm_head(hidden)
+        return scores
 
     def target_of(self, name: str) -> Target | None:
         """Released names -> parameters; rotary tables in a checkpoint are ignored, as the released code does."""
         if name.endswith("rotary_emb.inv_freq"):
             return None
         name = name.removeprefix("transformer.").replace(".attention.", ".").replace(".mlp.", ".")
-        if name in ("word_embeddings.weight", "lm_head.weight"):
-            return Target(name.removesuffix(".weight"))
+        if name == "word_embeddings.weight":
+            return Target("word_embeddings")
         reorder = self._one_block_each if ".query_key_value." in name else None
         return Target(name, reorder=reorder)
 

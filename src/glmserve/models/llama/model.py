@@ -24,7 +24,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
         self.norm = RMSNorm(spec)
-        self.lm_head = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
+        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
         frequencies = 1.0 / (spec.rope_theta ** (torch.arange(0, spec.head_dim, 2).float() / spec.head_dim))
         self.rotary = RotaryTable(frequencies, spec.max_model_len + 1, device)
 
@@ -37,15 +37,16 @@ class Llama(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
-        return F.linear(hidden, self.lm_head)
+        scores: torch.Tensor = self.lm_head(hidden)
+        return scores
 
     def target_of(self, name: str) -> Target | None:
         """transformers' names -> parameters; q, k and v, and gate and up, are stacked."""
         if name.endswith("rotary_emb.inv_freq"):
             return None
         name = name.removeprefix("model.").replace(".self_attn.", ".").replace(".mlp.", ".")
-        if name in ("embed_tokens.weight", "lm_head.weight"):
-            return Target(name.removesuffix(".weight"))
+        if name == "embed_tokens.weight":
+            return Target("embed_tokens")
         spec = self.spec
         width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         stacked = {"q_proj": 0, "k_proj": width, "v_proj": width + kv_width, "gate_proj": 0, "up_proj": spec.intermediate_size}

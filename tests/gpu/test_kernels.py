@@ -1,0 +1,54 @@
+"""Every kernel on the GPU against its plain twin: all dtypes, odd sizes, both memory orders of the cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kernels import cases
+from tests.kernels.cases import Device
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.mark.parametrize("num_tokens,hidden_size", [(1, 4096), (7, 64), (33, 576), (300, 4096), (5, 100)])
+def test_norms(dtype: torch.dtype, num_tokens: int, hidden_size: int) -> None:
+    for with_residual in (False, True):
+        on = Device("cuda", dtype, seed=num_tokens)
+        cases.check_layer_norm(on, num_tokens, hidden_size, with_residual)
+        cases.check_rms_norm(on, num_tokens, hidden_size, with_residual)
+
+
+@pytest.mark.parametrize("num_tokens,width", [(1, 16384), (3, 700), (257, 1536)])
+def test_activations(dtype: torch.dtype, num_tokens: int, width: int) -> None:
+    cases.check_activations(Device("cuda", dtype, seed=width), num_tokens, width)
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("num_tokens,heads,kv_heads,dim,axes", [(1, 32, 32, 128, 2), (130, 4, 4, 16, 2), (9, 2, 2, 8, 2), (40, 9, 3, 64, 1)])
+def test_rotary_store(dtype: torch.dtype, num_tokens: int, heads: int, kv_heads: int, dim: int, axes: int, by_head: bool) -> None:
+    cases.check_rotary_store(Device("cuda", dtype, seed=dim), num_tokens, heads, kv_heads, dim, axes, by_head)
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("splits", [1, 3, None])
+@pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64), (32, 2, 128)])
+@pytest.mark.parametrize("seq_lens", [[1], [1900], [1, 15, 16, 17, 64, 65, 257, 1000]], ids=["one", "long", "mixed"])
+def test_decode_attention(
+    dtype: torch.dtype, seq_lens: list[int], heads: int, kv_heads: int, dim: int, splits: int | None, by_head: bool
+) -> None:
+    cases.check_decode(Device("cuda", dtype, seed=dim), seq_lens, heads, kv_heads, dim, 16, by_head, splits)
+
+
+@pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64)])
+@pytest.mark.parametrize("query_lens,seq_lens,causal", [
+    ([1], [1], [False]),
+    ([1900], [1900], [False]),
+    ([3, 129, 40, 1], [3, 129, 300, 77], [False, True, True, True]),
+])  # fmt: skip
+def test_prefill_attention(
+    dtype: torch.dtype, query_lens: list[int], seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int
+) -> None:
+    for by_head in (False, True):
+        cases.check_prefill(Device("cuda", dtype, seed=dim), query_lens, seq_lens, causal, heads, kv_heads, dim, by_head)

@@ -1,0 +1,129 @@
+"""Random inputs for the kernels and how to compare a kernel with its plain twin; shared by the CPU interpreter's tests and the GPU's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from glmserve.kernels import activation, norm, paged_attention, paged_decode, paged_prefill, rotary_store
+
+# ||out - twin|| / ||twin||; NaN never passes
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
+    """||out - reference|| / ||reference|| in float64."""
+    out, reference = out.double(), reference.double()
+    return float((out - reference).norm() / reference.norm().clamp(min=1e-30))
+
+
+def assert_close(out: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype) -> None:
+    """Every element written and the whole within the dtype's tolerance."""
+    assert out.shape == reference.shape
+    assert not out.isnan().any()
+    assert relative_error(out, reference) <= TOLERANCE[dtype]
+
+
+@dataclass
+class Device:
+    """Where a case runs, with fresh random numbers for each."""
+
+    name: str
+    dtype: torch.dtype
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
+    def randn(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator).to(self.name, dtype or self.dtype)
+
+    def randint(self, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=self.generator).to(self.name)
+
+
+def check_layer_norm(on: Device, num_tokens: int, hidden_size: int, with_residual: bool) -> None:
+    x, residual = on.randn(num_tokens, hidden_size), on.randn(num_tokens, hidden_size) if with_residual else None
+    arguments = (x, residual, 7.48, on.randn(hidden_size), on.randn(hidden_size), 1e-5)
+    assert_close(norm.residual_layer_norm_triton(*arguments), norm.residual_layer_norm_torch(*arguments), on.dtype)
+
+
+def check_rms_norm(on: Device, num_tokens: int, hidden_size: int, with_residual: bool) -> None:
+    x, residual = on.randn(num_tokens, hidden_size), on.randn(num_tokens, hidden_size) if with_residual else None
+    arguments = (x, residual, on.randn(hidden_size), 1e-5)
+    for out, reference in zip(norm.residual_rms_norm_triton(*arguments), norm.residual_rms_norm_torch(*arguments), strict=True):
+        assert_close(out, reference, on.dtype)
+
+
+def check_activations(on: Device, num_tokens: int, width: int) -> None:
+    x = on.randn(num_tokens, 2 * width) * 3
+    assert_close(activation.gelu_tanh_triton(x), activation.gelu_tanh_torch(x.float()), on.dtype)
+    assert_close(activation.silu_and_mul_triton(x), activation.silu_and_mul_torch(x.float()), on.dtype)
+
+
+def paged_cache(on: Device, num_blocks: int, block_size: int, heads: int, dim: int, by_head: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V caches of random numbers in either memory order; both show [num_blocks, block_size, heads, dim]."""
+    shape = (num_blocks, heads, block_size, dim) if by_head else (num_blocks, block_size, heads, dim)
+    key, value = on.randn(*shape), on.randn(*shape)
+    return (key.transpose(1, 2), value.transpose(1, 2)) if by_head else (key, value)
+
+
+def check_rotary_store(on: Device, num_tokens: int, heads: int, kv_heads: int, dim: int, axes: int, by_head: bool) -> None:
+    block_size, num_blocks = 16, -(-num_tokens // 16) + 2
+    qkv = on.randn(num_tokens, heads + 2 * kv_heads, dim)
+    angles = on.randn(num_tokens, axes, dim // (2 * axes), dtype=torch.float32) * 10
+    slots = (torch.randperm((num_blocks - 1) * block_size, generator=on.generator)[:num_tokens] + block_size).to(on.name)
+    cache = paged_cache(on, num_blocks, block_size, kv_heads, dim, by_head)
+    twin = tuple(tensor.clone() for tensor in cache)
+    query = rotary_store.rotate_and_store_triton(qkv, angles.cos(), angles.sin(), *cache, slots, heads)
+    reference = rotary_store.rotate_and_store_torch(qkv, angles.cos(), angles.sin(), *twin, slots, heads)
+    assert_close(query, reference, on.dtype)
+    assert_close(cache[0], twin[0], on.dtype)
+    assert torch.equal(cache[1], twin[1])
+
+
+def check_decode(
+    on: Device, seq_lens: list[int], heads: int, kv_heads: int, dim: int, block_size: int, by_head: bool, splits: int | None
+) -> None:
+    tables, num_blocks = _tables(on, seq_lens, block_size)
+    key, value = paged_cache(on, num_blocks, block_size, kv_heads, dim, by_head)
+    key[0], value[0] = float("nan"), float("nan")  # nobody may read the block that no table names
+    query = on.randn(len(seq_lens), heads, dim)
+    lens = torch.tensor(seq_lens, dtype=torch.int32, device=on.name)
+    out = paged_decode.paged_decode_attention(query, key, value, tables, lens, dim**-0.5, splits)
+    ones = [1] * len(seq_lens)
+    reference = paged_attention.paged_attention_torch(
+        query.float(), key.float(), value.float(), tables, ones, seq_lens, [True] * len(seq_lens), dim**-0.5
+    )
+    assert_close(out, reference, on.dtype)
+
+
+def check_prefill(
+    on: Device, query_lens: list[int], seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int, by_head: bool
+) -> None:
+    block_size = 16
+    tables, num_blocks = _tables(on, seq_lens, block_size)
+    key, value = paged_cache(on, num_blocks, block_size, kv_heads, dim, by_head)
+    key[0], value[0] = float("nan"), float("nan")
+    query = on.randn(sum(query_lens), heads, dim)
+    starts = torch.tensor([0, *query_lens], device=on.name).cumsum(0).int()
+    lens = torch.tensor(seq_lens, dtype=torch.int32, device=on.name)
+    flags = torch.tensor(causal, dtype=torch.int32, device=on.name)
+    out = paged_prefill.paged_prefill_attention(query, key, value, tables, starts, lens, flags, max(query_lens), dim**-0.5)
+    reference = paged_attention.paged_attention_torch(
+        query.float(), key.float(), value.float(), tables, query_lens, seq_lens, causal, dim**-0.5
+    )
+    assert_close(out, reference, on.dtype)
+
+
+def _tables(on: Device, seq_lens: list[int], block_size: int) -> tuple[torch.Tensor, int]:
+    """Block tables of distinct random blocks, block 0 unused."""
+    counts = [-(-seq_len // block_size) for seq_len in seq_lens]
+    order = torch.randperm(sum(counts), generator=on.generator) + 1
+    table = torch.zeros(len(seq_lens), max(counts), dtype=torch.int32)
+    start = 0
+    for row, count in enumerate(counts):
+        table[row, :count] = order[start : start + count]
+        start += count
+    return table.to(on.name), sum(counts) + 1

@@ -1,0 +1,51 @@
+"""Runs one kernel's comparison under TRITON_INTERPRET=1: `python interpreted.py CASE`.
+
+float32 and float16 only: the interpreter's bfloat16 products are silently wrong, and the GPU tests cover that dtype.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from tests.kernels import cases
+from tests.kernels.cases import Device
+
+
+def main(case: str) -> None:
+    for dtype in (torch.float32, torch.float16):
+        on = Device("cpu", dtype, seed=hash(case) % 1000)
+        for by_head in (False, True):
+            run_case(case, on, by_head)
+
+
+def run_case(case: str, on: Device, by_head: bool) -> None:
+    match case:
+        case "layer_norm":
+            cases.check_layer_norm(on, 3, 96, by_head)
+            cases.check_layer_norm(on, 1, 64, not by_head)
+        case "rms_norm":
+            cases.check_rms_norm(on, 3, 72, by_head)
+        case "activations":
+            cases.check_activations(on, 3, 700)
+        case "rotary_store":
+            cases.check_rotary_store(on, 5, 2, 2, 8, axes=2, by_head=by_head)
+            cases.check_rotary_store(on, 5, 4, 2, 32, axes=1, by_head=by_head)
+        case "decode":
+            cases.check_decode(on, [1, 17, 70], 2, 2, 8, 16, by_head, splits=1)
+            cases.check_decode(on, [33], 1, 1, 128, 16, by_head, splits=1)
+        case "decode_split":
+            cases.check_decode(on, [1, 130, 260], 2, 2, 16, 16, by_head, splits=3)
+        case "decode_grouped":
+            cases.check_decode(on, [5, 80], 6, 2, 64, 32, by_head, splits=2)
+        case "prefill":
+            cases.check_prefill(on, [3, 40, 9], [3, 40, 30], [False, True, True], 2, 2, 16, by_head)
+        case "prefill_grouped":
+            cases.check_prefill(on, [35], [50], [True], 4, 2, 32, by_head)
+        case _:
+            raise ValueError(case)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
