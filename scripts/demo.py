@@ -153,9 +153,12 @@ def story_request(number: int) -> dict[str, Any]:
 def table_of(rows: list[list[str]]) -> Table:
     """The figures side by side, 80 columns wide."""
     table = Table(
-        caption=f"latencies in seconds; each answer has {MAX_TOKENS} tokens, each client asks {REQUESTS_PER_CLIENT} times", box=SIMPLE
+        caption=f"latencies in seconds; each answer has {MAX_TOKENS} tokens, each client asks {REQUESTS_PER_CLIENT} times",
+        box=SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
     )
-    for title in ("clients", "requests/s", "tokens/s", "first token p50", "latency mean", "p50", "p99"):
+    for title in ("clients", "requests/s", "tokens/s", "first token", "latency mean", "p50", "p99"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
