@@ -69,6 +69,7 @@ def rotate_and_store_triton(
 ) -> torch.Tensor:
     """The Triton path of `rotate_and_store`: one program a token and head."""
     num_tokens, all_heads, head_dim = qkv.shape
+    assert cos.is_contiguous() and sin.is_contiguous()
     query = qkv.new_empty((num_tokens, num_heads, head_dim))
     pairs = cos.shape[2]
     _rotate_and_store_kernel[(num_tokens, all_heads)](

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from glmserve.kernels.backend import use_triton
 from glmserve.kernels.paged_attention import paged_attention_torch
 from glmserve.kernels.paged_decode import paged_decode_attention
 from glmserve.kernels.paged_prefill import paged_prefill_attention
@@ -56,7 +57,7 @@ class AttentionMetadata:
 def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float) -> torch.Tensor:
     """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim]."""
     query = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
-    if not query.is_cuda:
+    if not use_triton(query):
         host = metadata.host
         out = paged_attention_torch(
             query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.causal, scale

@@ -15,4 +15,5 @@ class RotaryTable:
 
     def lookup(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin, [num_tokens, axes, pairs] each, of positions [num_tokens, axes]."""
+        positions = positions.contiguous()  # the result takes the order of its index, and kernels read it densely
         return self.cos[positions], self.sin[positions]
