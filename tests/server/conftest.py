@@ -33,6 +33,8 @@ def start_server() -> Iterator[Callable[..., ServerInThread]]:
         return server
 
     yield start
+    for server in servers:  # all at once, then each is waited for
+        server.server.should_exit = True
     for server in servers:
         server.stop()
 

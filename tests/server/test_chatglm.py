@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_stream_gives_all_of_the_text_so_far(fast: ServerInThread) -> None:
     assert all(list(event) == ["response", "history", "status", "time", "finished"] for event in seen)
     assert [event["finished"] for event in seen] == [False] * (len(seen) - 1) + [True]
     assert seen[-1]["response"] == whole["response"] and seen[-1]["history"] == whole["history"]
-    assert all(later["response"].startswith(earlier["response"]) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later["response"].startswith(earlier["response"]) for earlier, later in pairwise(seen))
     assert all(event["history"] == [["问", "答"], ["你好", event["response"]]] for event in seen)
 
 

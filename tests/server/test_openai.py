@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import httpx
@@ -37,7 +38,7 @@ def test_chat_gives_text_usage_and_reason(api: openai.OpenAI, fast: ServerInThre
 
 
 def test_chat_post_processes_the_answer(answer: str) -> None:
-    assert answer == "你好！我是人工智能助手，很高兴见到你." or answer.replace(" ", "") == "你好！我是人工智能助手，很高兴见到你."
+    assert answer.replace(" ", "") == "你好！我是人工智能助手，很高兴见到你."
 
 
 def test_streamed_chat_is_the_same_text(api: openai.OpenAI, answer: str) -> None:
@@ -202,8 +203,6 @@ def test_seed_and_priority_and_extras_are_taken(fast: ServerInThread) -> None:
 
 
 def test_the_async_client_runs_many_at_once(fast: ServerInThread, answer: str) -> None:
-    import asyncio
-
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{fast.url}/v1", api_key="none") as client:
             calls = [client.chat.completions.create(model=MODEL, messages=MESSAGES) for _ in range(40)]

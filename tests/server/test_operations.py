@@ -131,8 +131,8 @@ def test_token_ids_alone_without_a_tokenizer(start_server: Start, answer_ids: tu
     assert choice["token_ids"] == list(answer_ids[:3]) and choice["text"] == ""
     assert choice["logprobs"]["tokens"][0] == f"token_id:{answer_ids[0]}"
     events = server.http.post("/v1/completions", json=body | {"stream": True, "logprobs": None}).text.split("\n\n")
-    streamed = [json.loads(event[6:])["choices"][0]["token_ids"] for event in events if event.startswith("data: {")]
-    assert sum(streamed, []) == list(answer_ids[:3])
+    choices = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
+    assert [token_id for choice in choices for token_id in choice["token_ids"]] == list(answer_ids[:3])
     for path, refused in (("/v1/completions", {"prompt": "text"}), ("/v1/chat/completions", chat_body()), ("/tokenize", {"prompt": "x"})):
         response = server.http.post(path, json=refused)
         assert response.status_code == 400 and "tokenizer" in response.json()["error"]["message"]
@@ -144,3 +144,15 @@ def test_tokens_that_are_ready_together_travel_together(start_server: Start, ans
     events = server.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 400, "stream": True}).text.split("\n\n")
     assert len(events) < 40
     assert json.loads(events[-3][6:])["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_fault_of_our_own_is_a_500_in_the_same_body(fast: ServerInThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(fast.services.generator, "start", broken)
+    failed = fast.http.post("/v1/chat/completions", json=chat_body())
+    assert failed.status_code == 500 and failed.json()["error"]["type"] == "internal_server_error"
+    monkeypatch.undo()
+    assert fast.http.post("/v1/chat/completions", json=chat_body()).status_code == 200
+    assert fast.idle()

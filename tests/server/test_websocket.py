@@ -13,6 +13,8 @@ import websockets
 from tests.server.conftest import ANSWER
 from tests.server.serving import ServerInThread, eventually
 
+from glmserve.engine.fake import FakeOptions
+
 LONG = {"type": "generate", "prompt": "你好", "max_tokens": 60}
 
 
@@ -113,11 +115,9 @@ async def test_a_dropped_client_picks_the_answer_up_again(slow: ServerInThread) 
 
 
 async def test_an_answer_nobody_comes_back_for_is_dropped(start_server: Any, answer_ids: tuple[int, ...]) -> None:
-    from glmserve.engine.fake import FakeOptions
-
-    server = await asyncio.to_thread(
-        start_server, FakeOptions(alphabet=answer_ids[:-1], step_seconds=0.02), server={"resume_seconds": 0.1, "api_key": ("one", "two")}, wait=False
-    )
+    options = FakeOptions(alphabet=answer_ids[:-1], step_seconds=0.02)
+    settings = {"resume_seconds": 0.1, "api_key": ("one", "two")}
+    server = await asyncio.to_thread(start_server, options, server=settings, wait=False)
     await settle(lambda: server.client.ready is not None)
     async with connect(server, "?api_key=one") as chat:
         await chat.send(type="generate", prompt="你好", id="left")

@@ -50,9 +50,7 @@ def create_app(
     generator = TextGenerator(
         engine_client, tokenizer, spec, metrics, log, server_config.first_token_timeout, server_config.request_timeout
     )
-    services = Services(
-        server_config, engine_client, spec, name, generator, admission, metrics, KeptAnswers(server_config.resume_seconds)
-    )
+    services = Services(server_config, engine_client, spec, name, generator, admission, metrics, KeptAnswers(server_config.resume_seconds))
     app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services))
     app.state.services = services
     routers = [module.router for module in (openai, chatglm, operations, websocket)]
@@ -116,15 +114,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE_STATUS)  # nobody is there to read it; it is for the count
 
-    async def unknown(request: Request, error: Exception) -> Response:
-        return error_response(GlmserveError("something went wrong inside the server: its log says what"), request.url.path)
-
     app.add_exception_handler(GlmserveError, known)
     app.add_exception_handler(HTTPException, routing)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(ClientGoneError, gone)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, unknown)
 
 
 def _route_error(request: Request, error: HTTPException) -> RouteError:

@@ -6,6 +6,7 @@ Plain ASGI, one layer for all of it: each layer costs on every streamed token.
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 import uuid
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from glmserve.protocol.errors import GlmserveError
 from glmserve.server.errors import PayloadTooLargeError, UnauthorizedError, error_response
 from glmserve.server.services import REQUEST_ID
+
+logger = logging.getLogger(__name__)
 
 CLIENT_KEY = "glmserve.client_key"  # key of the ASGI scope: a digest of the API key that the client sent
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})  # for machines that watch, which have no key
@@ -55,7 +58,7 @@ class RequestGate:
         if not _USABLE_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope[REQUEST_ID] = request_id
-        status = 500
+        status = 0  # none sent yet
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -69,8 +72,14 @@ class RequestGate:
                 await error_response(error, scope["path"])(scope, receive, send_with_id)  # uvicorn reads the body on and forgets it
             else:
                 await self._app(scope, self._limited(receive), send_with_id)
+        except Exception:
+            if status:
+                raise  # uvicorn cuts the connection, so that the client sees that its answer is not whole
+            logger.exception("request %s failed in the server itself", request_id)
+            error = GlmserveError(f"something went wrong inside the server: its log says what, at request {request_id}")
+            await error_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
-            self._count(scope["method"], self._label(scope["path"]), status)
+            self._count(scope["method"], self._label(scope["path"]), status or 500)
 
     def _refusal(self, scope: Scope, headers: Headers) -> GlmserveError | None:
         if scope["path"] not in OPEN_PATHS and not self._authorized(scope, _bearer(headers)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ def serve(
     Raises SettingsError where the port cannot be had, ModelLoadError where the folder cannot be served, and
     EngineUnavailableError where the engine cannot be started; each says what to do.
     """
+    _set_up_log(server_config.log_level)
     listener = bind(server_config.host, server_config.port)
     with contextlib.closing(listener):
         name = engine_config.model
@@ -61,6 +63,16 @@ def serve(
         server.run(sockets=[listener])
         if server.failure is not None:
             raise server.failure
+
+
+def _set_up_log(level: str) -> None:
+    """Lines of our own modules go to stderr, as uvicorn's do; other libraries keep their quiet defaults."""
+    log = logging.getLogger("glmserve")
+    log.setLevel(level.upper())
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        log.addHandler(handler)
 
 
 def _model_name(name: str, folder: Path) -> str:
@@ -167,8 +179,8 @@ class DrainingServer(uvicorn.Server):
     async def _tell_of_start(self, sockets: list[socket.socket]) -> None:
         client = self._services.client
         said = None
+        waiting = asyncio.create_task(client.wait_ready())
         try:
-            waiting = asyncio.create_task(client.wait_ready())
             while not (await asyncio.wait([waiting], timeout=0.2))[0]:
                 if client.loading and client.loading != said:
                     said = client.loading
@@ -179,6 +191,8 @@ class DrainingServer(uvicorn.Server):
                 self.failure = error
                 self.should_exit = True
             return
+        finally:
+            waiting.cancel()
         if client.ready is not None:
             self._show(client.ready, sockets)
         await self._end_with_the_engine()

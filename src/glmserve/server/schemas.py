@@ -278,4 +278,4 @@ def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
     try:
         return {int(token_id): value for token_id, value in bias.items()}
     except ValueError:
-        raise InvalidRequestError("logit_bias must map token ids to numbers, as in {\"50256\": -100}", "logit_bias") from None
+        raise InvalidRequestError('logit_bias must map token ids to numbers, as in {"50256": -100}', "logit_bias") from None

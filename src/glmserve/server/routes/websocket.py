@@ -125,7 +125,7 @@ class ChatSession:
         try:
             async for message in messages:
                 await self._send(message)
-        except (WebSocketDisconnect, RuntimeError, ConnectionError):
+        except (WebSocketDisconnect, ConnectionError):
             pass  # the client went; the answer is kept for its return
         finally:
             await messages.aclose()
