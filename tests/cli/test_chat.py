@@ -90,11 +90,17 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def wait_for(self, words: str) -> None:
-        """Read on until `words` come, after those waited for last."""
-        deadline = time.monotonic() + 60
+    def wait_for(self, words: str, press_ctrl_c: bool = False) -> None:
+        """Read on until `words` come, after those waited for last; meanwhile press Ctrl-C once a second where asked to.
+
+        Once is not enough: one that arrives just before Python begins to wait for a key is seen at the next key only.
+        """
+        deadline, next_press = time.monotonic() + 60, time.monotonic()
         while (found := self.shown.find(words, self._read_up_to)) < 0:
             assert time.monotonic() < deadline, f"{words!r} did not come; the screen shows {self.shown!r}"
+            if press_ctrl_c and time.monotonic() >= next_press:
+                self.process.send_signal(signal.SIGINT)
+                next_press = time.monotonic() + 1
             if select.select([self._master], [], [], 0.1)[0]:
                 self.shown += os.read(self._master, 65536).decode(errors="replace")
         self._read_up_to = found + len(words)
@@ -119,8 +125,7 @@ def test_ctrl_c_stops_the_answer_on_the_server_and_not_the_program(terminal: Ter
     terminal.wait_for("you> ")
     terminal.type("a long story\n")
     terminal.wait_for("so it begins")
-    terminal.process.send_signal(signal.SIGINT)
-    terminal.wait_for("(stopped)")
+    terminal.wait_for("(stopped)", press_ctrl_c=True)
     assert scripted_server.client_went_away.wait(60)
     scripted_server.hang_after_pieces.clear()
     terminal.type("and now?\n")
@@ -139,7 +144,6 @@ def test_an_error_ends_a_turn_and_not_the_conversation(terminal: Terminal, scrip
     terminal.wait_for("back again")
     assert said(scripted_server, 1) == [("user", "two")]
     terminal.wait_for("you> ")
-    terminal.process.send_signal(signal.SIGINT)
-    terminal.wait_for("Ctrl-D leaves")
+    terminal.wait_for("Ctrl-D leaves", press_ctrl_c=True)
     terminal.type("\x04")
     assert terminal.process.wait(60) == 0
