@@ -13,7 +13,7 @@ from glmserve.version import __version__
 
 _HOMES = {"LLM": "glmserve.llm", "SamplingParams": "glmserve.protocol.sampling_params"}
 
-__all__ = ["LLM", "SamplingParams", "__version__"]  # noqa: F822  (the first two come from __getattr__)
+__all__ = ["LLM", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

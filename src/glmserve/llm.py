@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -99,10 +99,8 @@ class LLM:
         A prompt is a text or {"prompt_token_ids": [...]}; `sampling_params` is one for all or one each.  Raises InvalidRequestError,
         before anything runs, for a prompt or parameters that cannot be served.
         """
-        many = _is_many(prompts)
-        token_ids = [self._encode(prompt) for prompt in (prompts if many else [prompts])]  # type: ignore[list-item]
-        texts = [prompt if isinstance(prompt, str) else None for prompt in (prompts if many else [prompts])]
-        return self._run(list(zip(texts, token_ids, strict=True)), sampling_params, use_tqdm, chat=False)
+        encoded = [(prompt if isinstance(prompt, str) else None, self._encode(prompt)) for prompt in _as_list(prompts)]
+        return self._run(encoded, sampling_params, use_tqdm, chat=False)
 
     def chat(
         self,
@@ -112,9 +110,10 @@ class LLM:
         use_tqdm: bool = True,
     ) -> list[RequestResult]:
         """Answers to one conversation, or to several: each a list of {"role": …, "content": …}."""
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        single = bool(messages) and isinstance(messages[0], Mapping)
+        conversations = [cast(Messages, messages)] if single else list(cast(Sequence[Messages], messages))
         tokenizer = self.get_tokenizer()
-        parsed = [parse_messages(list(conversation)) for conversation in conversations]  # type: ignore[arg-type]
+        parsed = [parse_messages(list(conversation)) for conversation in conversations]
         prompts = [(tokenizer.render_chat(turns), tokenizer.encode_chat(turns)) for turns in parsed]
         return self._run(prompts, sampling_params, use_tqdm, chat=True)
 
@@ -139,7 +138,9 @@ class LLM:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
             sampling_params = [sampling_params or SamplingParams()] * len(prompts)
         if len(sampling_params) != len(prompts):
-            raise InvalidRequestError(f"{len(prompts)} prompts came with {len(sampling_params)} sampling_params: give one for all or one each")
+            raise InvalidRequestError(
+                f"{len(prompts)} prompts came with {len(sampling_params)} sampling_params: give one for all or one each"
+            )
         results, choices = [], {}
         try:
             for (text, token_ids), params in zip(prompts, sampling_params, strict=True):
@@ -221,7 +222,7 @@ class _Choice:
         return entries
 
 
-def _is_many(prompts: Prompt | Sequence[Prompt]) -> bool:
-    if isinstance(prompts, str | Mapping):
-        return False
-    return not (prompts and isinstance(prompts[0], int))
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str | Mapping) or (prompts and isinstance(prompts[0], int)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))

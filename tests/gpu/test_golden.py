@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.engine.golden import SMALL_MODELS, LogitRecorder, generate, make_engine, read_cases, recorded_logits
 
 RELATIVE_ERROR = {"float16": 2e-3, "bfloat16": 1e-2}

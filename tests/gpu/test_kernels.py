@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.kernels import cases
 from tests.kernels.cases import Device
 
@@ -26,7 +25,9 @@ def test_activations(dtype: torch.dtype, num_tokens: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("by_head", [False, True])
-@pytest.mark.parametrize("num_tokens,heads,kv_heads,dim,axes", [(1, 32, 32, 128, 2), (130, 4, 4, 16, 2), (9, 2, 2, 8, 2), (40, 9, 3, 64, 1)])
+@pytest.mark.parametrize(
+    "num_tokens,heads,kv_heads,dim,axes", [(1, 32, 32, 128, 2), (130, 4, 4, 16, 2), (9, 2, 2, 8, 2), (40, 9, 3, 64, 1)]
+)
 def test_rotary_store(dtype: torch.dtype, num_tokens: int, heads: int, kv_heads: int, dim: int, axes: int, by_head: bool) -> None:
     cases.check_rotary_store(Device("cuda", dtype, seed=dim), num_tokens, heads, kv_heads, dim, axes, by_head)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 
 import torch
-
 from tests.kernels import cases
 from tests.kernels.cases import Device
 

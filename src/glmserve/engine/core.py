@@ -86,7 +86,8 @@ class EngineCore:
             raise InvalidRequestError("the prompt is empty: it has no tokens", "prompt")
         if len(token_ids) >= self.max_model_len:
             raise ContextLengthError(
-                f"the prompt has {len(token_ids)} tokens; this model takes at most {self.max_model_len}, answer included. Shorten it.", "prompt"
+                f"the prompt has {len(token_ids)} tokens; this model takes at most {self.max_model_len}, answer included. Shorten it.",
+                "prompt",
             )
         if min(token_ids) < 0 or max(token_ids) >= self.spec.vocab_size:
             raise InvalidRequestError(f"token ids must be from 0 to {self.spec.vocab_size - 1}", "prompt")

@@ -23,6 +23,7 @@ from glmserve.scheduler.kv_cache_manager import KVCacheManager
 from glmserve.scheduler.scheduler import Scheduler
 
 _WARM_UP_SIZES = (1, 2, 4, 8)
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,9 @@ def _limit_length(spec: ModelSpec, max_model_len: int | None, folder: Path) -> M
     if max_model_len is None:
         return spec
     if max_model_len > spec.max_model_len:
-        raise ModelLoadError(f"--max-model-len {max_model_len} exceeds the {spec.max_model_len} tokens that {folder / 'config.json'} allows.")
+        raise ModelLoadError(
+            f"--max-model-len {max_model_len} exceeds the {spec.max_model_len} tokens that {folder / 'config.json'} allows."
+        )
     return replace(spec, max_model_len=max_model_len)
 
 
@@ -101,10 +104,9 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, spec: ModelSpec, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = spec.torch_dtype if device.type == "cuda" else "float32"  # half precision is slower than float32 on most CPUs
-    dtype = getattr(torch, name, None)
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ModelLoadError(f"config.json has torch_dtype {name!r}; choose --dtype float32, float16 or bfloat16.")
-    return dtype
+    if name not in _DTYPES:
+        raise ModelLoadError(f"config.json has torch_dtype {name!r}; choose --dtype {', '.join(_DTYPES)}.")
+    return _DTYPES[name]
 
 
 def _max_batched_tokens(config: EngineConfig, spec: ModelSpec, device: torch.device) -> int:

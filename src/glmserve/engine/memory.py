@@ -47,7 +47,13 @@ def check_room_for_weights(needed: int, config: EngineConfig, device: torch.devi
 
 
 def num_kv_blocks(
-    config: EngineConfig, model: Model, spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_batched_tokens: int, progress: Progress
+    config: EngineConfig,
+    model: Model,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_batched_tokens: int,
+    progress: Progress,
 ) -> int:
     """How many K/V blocks fit beside the weights and the largest step, the null block included.
 

@@ -38,7 +38,9 @@ def attend_one_sequence(query: torch.Tensor, key: torch.Tensor, value: torch.Ten
         return F.scaled_dot_product_attention(folded, key, value, scale=scale).reshape(1, num_heads, head_dim)
     mask = None
     if causal and seq_len > query_len:
-        visible = torch.arange(seq_len, device=query.device)[None] <= torch.arange(seq_len - query_len, seq_len, device=query.device)[:, None]
+        visible = (
+            torch.arange(seq_len, device=query.device)[None] <= torch.arange(seq_len - query_len, seq_len, device=query.device)[:, None]
+        )
         mask = visible[None, None]
     out = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None], key, value, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=group > 1

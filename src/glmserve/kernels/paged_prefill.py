@@ -6,6 +6,8 @@ Each sequence says for itself whether it is causal: a ChatGLM-6B context is not,
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from glmserve.kernels.backend import interpreting, next_power_of_2, tl, triton
@@ -33,15 +35,22 @@ def paged_prefill_attention(
     num_kv_heads = key_cache.shape[2]
     out = torch.empty_like(query)
     precise = query.dtype == torch.float32
-    queries, keys = (32, 32) if precise else (128, 64)
+    queries, keys = (32, 32) if precise else (128 if _has_room_for_wide_tiles(query.device) else 64, 64)
     _paged_prefill_kernel[(triton.cdiv(max_query_len, queries), num_heads, seq_lens.shape[0])](
         query, key_cache, value_cache, block_tables, query_starts, seq_lens, causal, out,
         scale * 1.4426950408889634, query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         *key_cache.stride()[:3], *value_cache.stride()[:3], block_tables.stride(0), num_heads // num_kv_heads,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), BLOCK_SIZE=key_cache.shape[1], QUERIES=queries, KEYS=keys,
-        FLOAT32_DOT=precise or interpreting(), num_warps=4 if precise else 8, num_stages=2,
+        FLOAT32_DOT=precise or interpreting(), num_warps=4, num_stages=2,
     )  # fmt: skip
     return out
+
+
+@functools.cache
+def _has_room_for_wide_tiles(device: torch.device) -> bool:
+    """Whether shared memory holds 128 queries and two stages of 64 keys and values: on A100 and Hopper, not on sm_86 and sm_89."""
+    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return getattr(properties, "shared_memory_per_block_optin", 0) >= 128 * 1024
 
 
 @triton.jit
@@ -63,36 +72,67 @@ def _paged_prefill_kernel(
     position = seq_len - query_len + row  # of each query in its sequence
     dim = tl.arange(0, DIM_BLOCK)
     row_inside = (row < query_len)[:, None] & (dim < HEAD_DIM)[None, :]
-    query = tl.load(query_ptr + (query_start + row).to(tl.int64)[:, None] * query_s0 + head * query_s1 + dim[None, :], mask=row_inside, other=0.0)
+    query = tl.load(
+        query_ptr + (query_start + row).to(tl.int64)[:, None] * query_s0 + head * query_s1 + dim[None, :], mask=row_inside, other=0.0
+    )
     best = tl.full([QUERIES], -1e30, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     mix = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
     stop = seq_len
+    unmasked = seq_len // KEYS * KEYS  # every query of the tile sees all keys before this
     if causal != 0:
         stop = tl.minimum(seq_len, seq_len - query_len + (tile + 1) * QUERIES)
-    for first in range(0, stop, KEYS):
+        unmasked = (seq_len - query_len + tile * QUERIES + 1) // KEYS * KEYS
+    table_row = table_ptr + seq * table_s0
+    best, total, mix = _attend(
+        query, best, total, mix, 0, unmasked, stop, position, causal, key_ptr, value_ptr, table_row, kv_head, scale_log2,
+        key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, False,
+    )  # fmt: skip
+    best, total, mix = _attend(
+        query, best, total, mix, unmasked, stop, stop, position, causal, key_ptr, value_ptr, table_row, kv_head, scale_log2,
+        key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, True,
+    )  # fmt: skip
+    row_out = out_ptr + (query_start + row).to(tl.int64)[:, None] * out_s0 + head * out_s1 + dim[None, :]
+    tl.store(row_out, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)
+
+
+@triton.jit
+def _attend(
+    query, best, total, mix, start, end, stop, position, causal, key_ptr, value_ptr, table_ptr, kv_head, scale_log2,
+    key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    KEYS: tl.constexpr, FLOAT32_DOT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    dim = tl.arange(0, DIM_BLOCK)
+    for first in range(start, end, KEYS):
         token = first + tl.arange(0, KEYS)
         inside = token < stop
-        block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        block = tl.load(table_ptr + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
         offset = token % BLOCK_SIZE
-        loaded = inside[:, None] & (dim < HEAD_DIM)[None, :]
-        key = tl.load(key_ptr + (block * key_s0 + offset * key_s1 + kv_head * key_s2)[:, None] + dim[None, :], mask=loaded, other=0.0)
-        value = tl.load(value_ptr + (block * value_s0 + offset * value_s1 + kv_head * value_s2)[:, None] + dim[None, :], mask=loaded, other=0.0)
-        if FLOAT32_DOT:
-            score = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
+        key_at = (block * key_s0 + offset * key_s1 + kv_head * key_s2)[:, None] + dim[None, :]
+        value_at = (block * value_s0 + offset * value_s1 + kv_head * value_s2)[:, None] + dim[None, :]
+        if MASKED or HEAD_DIM != DIM_BLOCK:
+            loaded = inside[:, None] & (dim < HEAD_DIM)[None, :]
+            key = tl.load(key_ptr + key_at, mask=loaded, other=0.0)
+            value = tl.load(value_ptr + value_at, mask=loaded, other=0.0)
         else:
-            score = tl.dot(query, tl.trans(key.to(query.dtype)))
-        visible = inside[None, :] & ((causal == 0) | (token[None, :] <= position[:, None]))
-        score = tl.where(visible, score * scale_log2, -1e30)
+            key = tl.load(key_ptr + key_at)
+            value = tl.load(value_ptr + value_at)
+        if FLOAT32_DOT:
+            score = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee") * scale_log2
+        else:
+            score = tl.dot(query, tl.trans(key.to(query.dtype))) * scale_log2
+        if MASKED:
+            visible = inside[None, :] & ((causal == 0) | (token[None, :] <= position[:, None]))
+            score = tl.where(visible, score, -1e30)
         new_best = tl.maximum(best, tl.max(score, axis=1))
-        weight = tl.where(visible, tl.exp2(score - new_best[:, None]), 0.0)
+        weight = tl.exp2(score - new_best[:, None])
+        if MASKED:
+            weight = tl.where(visible, weight, 0.0)
         shrink = tl.exp2(best - new_best)
         total = total * shrink + tl.sum(weight, axis=1)
         if FLOAT32_DOT:
-            mixed = tl.dot(weight, value.to(tl.float32), input_precision="ieee")
+            mix = tl.dot(weight, value.to(tl.float32), mix * shrink[:, None], input_precision="ieee")
         else:
-            mixed = tl.dot(weight.to(query.dtype), value.to(query.dtype))
-        mix = mix * shrink[:, None] + mixed
+            mix = tl.dot(weight.to(query.dtype), value.to(query.dtype), mix * shrink[:, None])
         best = new_best
-    row_out = out_ptr + (query_start + row).to(tl.int64)[:, None] * out_s0 + head * out_s1 + dim[None, :]
-    tl.store(row_out, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)
+    return best, total, mix

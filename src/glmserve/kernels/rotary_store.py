@@ -6,6 +6,8 @@ import torch
 
 from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
 
+_HEADS_A_PROGRAM = 8
+
 
 def rotate_and_store(
     qkv: torch.Tensor,
@@ -67,52 +69,60 @@ def rotate_and_store_triton(
     slot_mapping: torch.Tensor,
     num_heads: int,
 ) -> torch.Tensor:
-    """The Triton path of `rotate_and_store`: one program a token and head."""
-    num_tokens, all_heads, head_dim = qkv.shape
+    """The Triton path of `rotate_and_store`: one program a token and a few heads, all q, all k or all v."""
+    num_tokens, _, head_dim = qkv.shape
+    num_kv_heads = key_cache.shape[2]
     assert cos.is_contiguous() and sin.is_contiguous()
     query = qkv.new_empty((num_tokens, num_heads, head_dim))
-    pairs = cos.shape[2]
-    _rotate_and_store_kernel[(num_tokens, all_heads)](
-        qkv, cos, sin, query, key_cache, value_cache, slot_mapping, num_heads, key_cache.shape[2],
+    heads = min(_HEADS_A_PROGRAM, next_power_of_2(num_kv_heads))
+    query_tiles, kv_tiles = triton.cdiv(num_heads, heads), triton.cdiv(num_kv_heads, heads)
+    _rotate_and_store_kernel[(num_tokens, query_tiles + 2 * kv_tiles)](
+        qkv, cos, sin, query, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads, query_tiles, kv_tiles,
         qkv.stride(0), *key_cache.stride(), *value_cache.stride(),
-        BLOCK_SIZE=key_cache.shape[1], AXES=cos.shape[1], PAIRS=pairs, HALF=next_power_of_2(head_dim // 2), num_warps=1,
+        BLOCK_SIZE=key_cache.shape[1], AXES=cos.shape[1], PAIRS=cos.shape[2], HALF=next_power_of_2(head_dim // 2), HEADS=heads,
+        num_warps=max(1, min(4, heads // 4)),
     )  # fmt: skip
     return query
 
 
 @triton.jit
 def _rotate_and_store_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, query_ptr, key_ptr, value_ptr, slot_ptr, num_heads, num_kv_heads,
+    qkv_ptr, cos_ptr, sin_ptr, query_ptr, key_ptr, value_ptr, slot_ptr, num_heads, num_kv_heads, query_tiles, kv_tiles,
     qkv_stride, key_s0, key_s1, key_s2, key_s3, value_s0, value_s1, value_s2, value_s3,
-    BLOCK_SIZE: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    token, head = tl.program_id(0), tl.program_id(1)
+    token, tile = tl.program_id(0), tl.program_id(1)
+    HEAD_DIM: tl.constexpr = 2 * AXES * PAIRS
     lane = tl.arange(0, HALF)  # one lane a pair, over all axes
-    inside = lane < AXES * PAIRS
     first = (lane // PAIRS) * 2 * PAIRS + lane % PAIRS
     second = first + PAIRS
-    source = qkv_ptr + token.to(tl.int64) * qkv_stride + head * 2 * AXES * PAIRS
-    x1 = tl.load(source + first, mask=inside, other=0.0)
-    x2 = tl.load(source + second, mask=inside, other=0.0)
-    if head < num_heads + num_kv_heads:
-        cos = tl.load(cos_ptr + token * AXES * PAIRS + lane, mask=inside, other=0.0)
-        sin = tl.load(sin_ptr + token * AXES * PAIRS + lane, mask=inside, other=0.0)
+    kind = tl.where(tile < query_tiles, 0, tl.where(tile < query_tiles + kv_tiles, 1, 2))  # q, k or v
+    tile_of_kind = tile - tl.where(kind == 0, 0, query_tiles + (kind - 1) * kv_tiles)
+    head = tile_of_kind * HEADS + tl.arange(0, HEADS)
+    inside = (head < tl.where(kind == 0, num_heads, num_kv_heads))[:, None] & (lane < AXES * PAIRS)[None, :]
+    head_in_row = head + tl.where(kind == 0, 0, num_heads + (kind - 1) * num_kv_heads)
+    source = qkv_ptr + token.to(tl.int64) * qkv_stride + head_in_row[:, None] * HEAD_DIM
+    x1 = tl.load(source + first[None, :], mask=inside, other=0.0)
+    x2 = tl.load(source + second[None, :], mask=inside, other=0.0)
+    if kind < 2:
+        cos = tl.load(cos_ptr + token * AXES * PAIRS + lane, mask=lane < AXES * PAIRS, other=0.0)[None, :]
+        sin = tl.load(sin_ptr + token * AXES * PAIRS + lane, mask=lane < AXES * PAIRS, other=0.0)[None, :]
         y1 = x1.to(tl.float32) * cos - x2.to(tl.float32) * sin
         y2 = x2.to(tl.float32) * cos + x1.to(tl.float32) * sin
         x1 = y1.to(qkv_ptr.dtype.element_ty)
         x2 = y2.to(qkv_ptr.dtype.element_ty)
-    if head < num_heads:
-        target = query_ptr + (token.to(tl.int64) * num_heads + head) * 2 * AXES * PAIRS
-        tl.store(target + first, x1, mask=inside)
-        tl.store(target + second, x2, mask=inside)
+    if kind == 0:
+        target = query_ptr + (token.to(tl.int64) * num_heads + head[:, None]) * HEAD_DIM
+        tl.store(target + first[None, :], x1, mask=inside)
+        tl.store(target + second[None, :], x2, mask=inside)
     else:
         slot = tl.load(slot_ptr + token)
         block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
-        if head < num_heads + num_kv_heads:
-            target = key_ptr + block * key_s0 + offset * key_s1 + (head - num_heads) * key_s2
-            tl.store(target + first * key_s3, x1.to(key_ptr.dtype.element_ty), mask=inside)
-            tl.store(target + second * key_s3, x2.to(key_ptr.dtype.element_ty), mask=inside)
+        if kind == 1:
+            target = key_ptr + block * key_s0 + offset * key_s1 + head[:, None] * key_s2
+            tl.store(target + first[None, :] * key_s3, x1.to(key_ptr.dtype.element_ty), mask=inside)
+            tl.store(target + second[None, :] * key_s3, x2.to(key_ptr.dtype.element_ty), mask=inside)
         else:
-            target = value_ptr + block * value_s0 + offset * value_s1 + (head - num_heads - num_kv_heads) * value_s2
-            tl.store(target + first * value_s3, x1.to(value_ptr.dtype.element_ty), mask=inside)
-            tl.store(target + second * value_s3, x2.to(value_ptr.dtype.element_ty), mask=inside)
+            target = value_ptr + block * value_s0 + offset * value_s1 + head[:, None] * value_s2
+            tl.store(target + first[None, :] * value_s3, x1.to(value_ptr.dtype.element_ty), mask=inside)
+            tl.store(target + second[None, :] * value_s3, x2.to(value_ptr.dtype.element_ty), mask=inside)

@@ -59,9 +59,7 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
     query = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
     if not use_triton(query):
         host = metadata.host
-        out = paged_attention_torch(
-            query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.causal, scale
-        )
+        out = paged_attention_torch(query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.causal, scale)
     elif metadata.query_starts is None:
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
     else:
@@ -71,3 +69,8 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
             metadata.max_query_len, scale,
         )  # fmt: skip
     return out.reshape(out.shape[0], -1)
+
+
+def store_keys_and_values(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:
+    """Rotate and store without attending, where nothing reads the result."""
+    rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)

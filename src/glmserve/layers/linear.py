@@ -26,7 +26,8 @@ class Linear(nn.Module):
         count = x.shape[0]
         if count < _FEWEST_CPU_ROWS:
             x = F.pad(x, (0, 0, 0, _FEWEST_CPU_ROWS - count))
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")[:count]
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return out[:count]
 
     def pack_for_cpu(self, keep_weight: bool) -> None:
         """Lay the weight out for oneDNN, once: with few rows it is about twice as fast as the default product on a CPU.

@@ -36,6 +36,9 @@ class Model(Protocol):
     def __call__(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
         """Hidden states [num_tokens, hidden_size] of a step."""
 
+    def prefill(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> None:
+        """Store the K and V of a step that samples nothing."""
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
 

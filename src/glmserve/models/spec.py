@@ -61,8 +61,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelLoadError(f"{folder} has no config.json, so it is not a model folder. A ChatGLM-6B folder holds config.json, "
-                             "ice_text.model and pytorch_model-*.bin or *.safetensors.") from None
+        raise ModelLoadError(
+            f"{folder} has no config.json, so it is not a model folder. A ChatGLM-6B folder holds config.json, "
+            "ice_text.model and pytorch_model-*.bin or *.safetensors."
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ModelLoadError(f"{path} cannot be read: {error}. Download it again.") from error
     if not isinstance(config, dict):

@@ -27,7 +27,7 @@ class DecodeGraphs:
         self._run = run
         self._sizes = graph_sizes(max_num_seqs)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool = torch.cuda.graph_pool_handle()
 
     def size_for(self, num_rows: int) -> int:
         """The smallest captured size that holds `num_rows`."""
@@ -48,5 +48,4 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             logits = self._run(size)
-        self._pool = self._pool or graph.pool()
         self._graphs[size] = (graph, logits)

@@ -72,7 +72,7 @@ class ModelRunner:
             self.pool.copy_blocks(batch.block_copies)
         if batch.is_prefill:
             inputs = prefill_inputs(batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device)
-            self.model(inputs.token_ids, inputs.metadata, self.pool.caches)
+            self.model.prefill(inputs.token_ids, inputs.metadata, self.pool.caches)
             return StepHandle(batch, None, self.on_gpu)
         sampled = self.sampler.sample(self._logits(batch.requests), batch.requests)
         self.inputs.keep(batch.requests, sampled.token_ids)

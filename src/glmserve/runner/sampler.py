@@ -58,15 +58,16 @@ class Sampler:
 
     def _adjust(self, scores: torch.Tensor, requests: list[Request]) -> None:
         self.penalties.apply(scores, requests)
-        rows, ids, values = [], [], []
+        changes: list[tuple[int, int, float]] = []  # row, token id, what to add
         for row, request in enumerate(requests):
             for token_id, bias in request.params.logit_bias.items():
                 if 0 <= token_id < self.spec.vocab_size:
-                    rows.append(row), ids.append(token_id), values.append(bias)
+                    changes.append((row, token_id, bias))
             if request.num_output_tokens <= request.params.min_tokens:  # the token being sampled is counted already
                 for token_id in {*self.spec.eos_token_ids, *request.stop_token_ids}:
-                    rows.append(row), ids.append(token_id), values.append(float("-inf"))
-        if rows:
+                    changes.append((row, token_id, float("-inf")))
+        if changes:
+            rows, ids, values = zip(*changes, strict=True)
             index = torch.tensor([rows, ids], device=self.device)
             scores.index_put_((index[0], index[1]), torch.tensor(values, device=self.device), accumulate=True)
 
@@ -94,7 +95,10 @@ class Sampler:
 
     def _draw_random(self, method: str, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
         numbers = np.array(
-            [(r.params.temperature, r.params.top_p, r.params.min_p, r.params.top_k, uniform(r.seed, r.num_output_tokens)) for r in requests],
+            [
+                (r.params.temperature, r.params.top_p, r.params.min_p, r.params.top_k, uniform(r.seed, r.num_output_tokens))
+                for r in requests
+            ],
             dtype=np.float32,
         )
         temperature, top_p, min_p, top_k, draw = torch.from_numpy(numbers).to(self.device, non_blocking=True).t()[:, :, None]

@@ -137,7 +137,9 @@ class Scheduler:
             reserve = self.kv_cache.pool.num_blocks // RESERVE_SHARE if self.running else 0
             if self._free_rows and self.kv_cache.admit(request, reserve):
                 return True
-            worse = [other for other in self.running.values() if other.priority > request.priority and self._key(other) > self._key(request)]
+            worse = [
+                other for other in self.running.values() if other.priority > request.priority and self._key(other) > self._key(request)
+            ]
             if not worse:
                 return False
             self._preempt(max(worse, key=self._key))

@@ -13,7 +13,7 @@ from torch import nn
 
 from glmserve.kernels.activation import gelu_tanh
 from glmserve.kernels.norm import residual_layer_norm
-from glmserve.layers.attention import AttentionMetadata, LayerCache, attention
+from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
 from glmserve.layers.linear import Linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.registry import Target
@@ -40,7 +40,15 @@ class ChatGLM(nn.Module):
         x, residual = F.embedding(token_ids, self.word_embeddings), None
         for layer, cache in zip(self.layers, caches, strict=True):
             x, residual = layer(x, residual, metadata, cache)
-        return self.final_layernorm(x, residual)
+        hidden: torch.Tensor = self.final_layernorm(x, residual)
+        return hidden
+
+    def prefill(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> None:
+        """Store K and V of a step that samples nothing: the last layer stops where its K and V are made."""
+        x, residual = F.embedding(token_ids, self.word_embeddings), None
+        for layer, cache in zip(self.layers[:-1], caches[:-1], strict=True):
+            x, residual = layer(x, residual, metadata, cache)
+        self.layers[-1].store(x, residual, metadata, caches[-1])  # type: ignore[operator]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
@@ -87,10 +95,18 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x, residual: [num_tokens, hidden_size]."""
         a = self.input_layernorm(x, residual)
-        qkv = self.query_key_value(a).view(-1, 3 * self.num_heads, self.head_dim)
-        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5)
+        mixed = attention(self._qkv(a), cache, metadata, self.num_heads, self.head_dim**-0.5)
         b = self.post_attention_layernorm(self.dense(mixed), a)
         return self.dense_4h_to_h(gelu_tanh(self.dense_h_to_4h(b))), b
+
+    def store(self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
+        """Only what later tokens need of this layer: its K and V."""
+        store_keys_and_values(self._qkv(self.input_layernorm(x, residual)), cache, metadata, self.num_heads)
+
+    def _qkv(self, a: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden_size] -> [num_tokens, 3 * num_heads, head_dim]."""
+        qkv: torch.Tensor = self.query_key_value(a)
+        return qkv.view(-1, 3 * self.num_heads, self.head_dim)
 
 
 class LayerNorm(nn.Module):

@@ -8,7 +8,7 @@ from torch import nn
 
 from glmserve.kernels.activation import silu_and_mul
 from glmserve.kernels.norm import residual_rms_norm
-from glmserve.layers.attention import AttentionMetadata, LayerCache, attention
+from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
 from glmserve.layers.linear import Linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.registry import Target
@@ -33,7 +33,15 @@ class Llama(nn.Module):
         x, residual = F.embedding(token_ids, self.embed_tokens), None
         for layer, cache in zip(self.layers, caches, strict=True):
             x, residual = layer(x, residual, metadata, cache)
-        return self.norm(x, residual)[0]
+        hidden: torch.Tensor = self.norm(x, residual)[0]
+        return hidden
+
+    def prefill(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> None:
+        """Store K and V of a step that samples nothing: the last layer stops where its K and V are made."""
+        x, residual = F.embedding(token_ids, self.embed_tokens), None
+        for layer, cache in zip(self.layers[:-1], caches[:-1], strict=True):
+            x, residual = layer(x, residual, metadata, cache)
+        self.layers[-1].store(x, residual, metadata, caches[-1])  # type: ignore[operator]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
@@ -75,10 +83,18 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x, residual: [num_tokens, hidden_size]."""
         normed, residual = self.input_layernorm(x, residual)
-        qkv = self.qkv_proj(normed).view(-1, self.all_heads, self.head_dim)
-        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5)
+        mixed = attention(self._qkv(normed), cache, metadata, self.num_heads, self.head_dim**-0.5)
         normed, residual = self.post_attention_layernorm(self.o_proj(mixed), residual)
         return self.down_proj(silu_and_mul(self.gate_up_proj(normed))), residual
+
+    def store(self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
+        """Only what later tokens need of this layer: its K and V."""
+        store_keys_and_values(self._qkv(self.input_layernorm(x, residual)[0]), cache, metadata, self.num_heads)
+
+    def _qkv(self, normed: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden_size] -> [num_tokens, num_heads + 2 * num_kv_heads, head_dim]."""
+        qkv: torch.Tensor = self.qkv_proj(normed)
+        return qkv.view(-1, self.all_heads, self.head_dim)
 
 
 class RMSNorm(nn.Module):
