@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.engine.golden import SMALL_MODELS, LogitRecorder, generate, make_engine, read_cases, recorded_logits
 
+from tests.engine.golden import SMALL_MODELS, GoldenCase, LogitRecorder, generate, make_engine, read_cases, recorded_logits
+
+# The recorded models attend far more sharply than trained ones, so half precision alone moves their logits (the original's own `.half()`
+# by 3 to 5%).  The kernels may add this much to what the plain torch path on the CPU makes of the same half-precision weights.
+ABOVE_PLAIN_PATH = 1.3
 RELATIVE_ERROR = {"float16": 2e-3, "bfloat16": 1e-2}
 
 
@@ -30,17 +34,25 @@ def test_float32_is_the_original(shared: Path, model: str, eager: bool) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("model", SMALL_MODELS)
-def test_half_precision_is_close(shared: Path, model: str, dtype: str) -> None:
+def test_half_precision_is_as_close_as_its_rounding_allows(shared: Path, model: str, dtype: str) -> None:
     folder = shared / "golden/v1" / model
-    engine = make_engine(folder, device="cuda", dtype=dtype, num_kv_blocks=2000)
-    recorder = LogitRecorder(engine)
     cases = [case for case in read_cases(folder) if not case.is_long]
+    on_gpu, plain = (first_step_errors(folder, cases, device, dtype) for device in ("cuda", "cpu"))
+    print(
+        f"{model} {dtype}: GPU median {np.median(on_gpu):.1e} max {max(on_gpu):.1e}, plain median {np.median(plain):.1e} max {max(plain):.1e}"
+    )
+    assert max(on_gpu) <= max(RELATIVE_ERROR[dtype], ABOVE_PLAIN_PATH * max(plain))
+    assert np.median(on_gpu) <= max(RELATIVE_ERROR[dtype], ABOVE_PLAIN_PATH * np.median(plain))
+
+
+def first_step_errors(folder: Path, cases: list[GoldenCase], device: str, dtype: str) -> list[float]:
+    """||logits - original|| / ||original|| of each case's first sampled step; the original computed in float32."""
+    engine = make_engine(folder, device=device, dtype=dtype, num_kv_blocks=2000)
+    recorder = LogitRecorder(engine)
+    errors = []
     for case in cases:
         generate(engine, [case])
-    errors = {}
-    for case in cases:
         ids, expected = recorded_logits(case)
         first = np.take_along_axis(recorder.logits[case.name][0][None], ids[:1], 1)
-        errors[case.name] = float(np.linalg.norm(first - expected[:1]) / np.linalg.norm(expected[:1]))
-    print(model, dtype, {name: f"{error:.1e}" for name, error in errors.items()})
-    assert max(errors.values()) <= RELATIVE_ERROR[dtype], errors
+        errors.append(float(np.linalg.norm(first - expected[:1]) / np.linalg.norm(expected[:1])))
+    return errors
