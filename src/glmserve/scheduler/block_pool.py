@@ -50,7 +50,7 @@ class BlockPool:
             return None
         blocks: list[int] = []
         for _ in range(count):
-            block = after + 1 if after is not None and after + 1 in self._free else next(iter(self._free))
+            block = self._next_free(after)
             del self._free[block]
             self._forget(block)
             self._ref_counts[block] = 1
@@ -83,6 +83,13 @@ class BlockPool:
     def find(self, block_hash: bytes) -> int | None:
         """The block with this hash, held or free, or None."""
         return self._block_of_hash.get(block_hash)
+
+    def _next_free(self, after: int | None) -> int:
+        """The right-hand neighbour where that is free and costs no findable block that a worthless one could spare."""
+        oldest = next(iter(self._free))
+        if after is None or after + 1 not in self._free:
+            return oldest
+        return after + 1 if self._hashes[after + 1] is None or self._hashes[oldest] is not None else oldest
 
     def _forget(self, block: int) -> None:
         block_hash = self._hashes[block]

@@ -37,6 +37,13 @@ class KVCacheManager:
         False, and nothing changed, if they do not fit while `num_reserved` blocks stay free for the running ones to grow into.
         """
         cached, num_cached_tokens = self._cached_blocks(request)
+        if self._take(request, cached, num_cached_tokens, num_reserved):
+            return True
+        # A cached context with a part-filled end holds one block more while that is copied. A context that fills the pool has to do
+        # without, or it would wait for ever.
+        return num_cached_tokens % self.block_size != 0 and self._take(request, [], 0, num_reserved)
+
+    def _take(self, request: Request, cached: list[int], num_cached_tokens: int, num_reserved: int) -> bool:
         # The last cached block of a prefix model is shared only to be copied: the request goes on writing in it.
         copy_last = bool(cached) and num_cached_tokens % self.block_size != 0
         for block in cached:

@@ -69,9 +69,11 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch | None:
         """Plan one step, or None when nothing can be computed now."""
         if self._last_was_prefill:  # let the running streams have their token first
-            batch = self._schedule_decode() or self._schedule_prefill()
+            batch = self._schedule_decode()
         else:
-            batch = self._schedule_prefill() or self._schedule_decode()
+            batch = None
+        # Last, decode once more: a request whose context was cached is admitted without any prompt to compute.
+        batch = batch or self._schedule_prefill() or self._schedule_decode()
         if batch is not None:
             self._last_was_prefill = batch.is_prefill
         return batch
@@ -118,9 +120,11 @@ class Scheduler:
             if key in contexts_under_way:  # its twin is being computed: next step it costs nothing
                 postponed.append(heapq.heappop(self.waiting))
                 continue
+            if request.num_in_flight:  # pushed back with a token under way: recompute when the host knows it, one step from now
+                break
             if chunks and self.spec.attention == "prefix" and request.context_len > budget:
                 break
-            if not self._make_room(request):
+            if not self._make_room(request, chunks):
                 break
             heapq.heappop(self.waiting)
             self._start(request)
@@ -131,8 +135,8 @@ class Scheduler:
         for entry in postponed:
             heapq.heappush(self.waiting, entry)
 
-    def _make_room(self, request: Request) -> bool:
-        """Admit into the K/V cache, pushing back running requests of a worse class if that is what it takes."""
+    def _make_room(self, request: Request, chunks: list[PrefillChunk]) -> bool:
+        """Admit into the K/V cache, pushing back running requests of a worse class, and out of this step, if that is what it takes."""
         while True:
             reserve = self.kv_cache.pool.num_blocks // RESERVE_SHARE if self.running else 0
             if self._free_rows and self.kv_cache.admit(request, reserve):
@@ -142,7 +146,9 @@ class Scheduler:
             ]
             if not worse:
                 return False
-            self._preempt(max(worse, key=self._key))
+            victim = max(worse, key=self._key)
+            self._preempt(victim)
+            chunks[:] = [chunk for chunk in chunks if chunk.request is not victim]
 
     def _start(self, request: Request) -> None:
         request.row = self._free_rows.pop()
@@ -152,7 +158,7 @@ class Scheduler:
 
     def _add_chunk(self, request: Request, budget: int, chunks: list[PrefillChunk]) -> int:
         start, end = request.num_computed_tokens, request.num_tokens - 1  # the newest token is for the decode step
-        if start >= end or request.num_in_flight:
+        if start >= end:
             return budget
         in_context = start < request.context_len
         if in_context:
