@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.engine.golden import SMALL_MODELS, GoldenCase, LogitRecorder, generate, make_engine, read_cases, recorded_logits
 
 # The recorded models attend far more sharply than trained ones, so half precision alone moves their logits (the original's own `.half()`
@@ -38,11 +37,11 @@ def test_half_precision_is_as_close_as_its_rounding_allows(shared: Path, model: 
     folder = shared / "golden/v1" / model
     cases = [case for case in read_cases(folder) if not case.is_long]
     on_gpu, plain = (first_step_errors(folder, cases, device, dtype) for device in ("cuda", "cpu"))
-    print(
-        f"{model} {dtype}: GPU median {np.median(on_gpu):.1e} max {max(on_gpu):.1e}, plain median {np.median(plain):.1e} max {max(plain):.1e}"
-    )
-    assert max(on_gpu) <= max(RELATIVE_ERROR[dtype], ABOVE_PLAIN_PATH * max(plain))
-    assert np.median(on_gpu) <= max(RELATIVE_ERROR[dtype], ABOVE_PLAIN_PATH * np.median(plain))
+    print(f"{model} {dtype}, median and max: GPU {np.median(on_gpu):.1e} {max(on_gpu):.1e}, plain {np.median(plain):.1e} {max(plain):.1e}")
+    # Rounding falls differently on the two paths, so one case may differ more than many do.
+    allowed = ABOVE_PLAIN_PATH if len(cases) > 5 else 2.0
+    assert max(on_gpu) <= max(RELATIVE_ERROR[dtype], allowed * max(plain))
+    assert np.median(on_gpu) <= max(RELATIVE_ERROR[dtype], allowed * np.median(plain))
 
 
 def first_step_errors(folder: Path, cases: list[GoldenCase], device: str, dtype: str) -> list[float]:

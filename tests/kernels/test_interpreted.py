@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "interpreted.py"
-CASES = ["layer_norm", "rms_norm", "activations", "rotary_store", "decode", "decode_split", "decode_grouped", "prefill", "prefill_grouped"]
+CASES = [
+    "layer_norm",
+    "rms_norm",
+    "activations",
+    "rotary_store",
+    "skinny_linear",
+    "decode",
+    "decode_split",
+    "decode_grouped",
+    "prefill",
+    "prefill_grouped",
+]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from glmserve.kernels.backend import tl, triton, use_triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, tl, triton, use_triton
 
 _BLOCK = 1024
 
@@ -25,7 +25,7 @@ def gelu_tanh_torch(x: torch.Tensor) -> torch.Tensor:
 def gelu_tanh_triton(x: torch.Tensor) -> torch.Tensor:
     """The Triton path of `gelu_tanh`; x is contiguous."""
     out = torch.empty_like(x)
-    _gelu_tanh_kernel[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK)
+    _gelu_tanh_kernel[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK, **early_start(x.device))
     return out
 
 
@@ -46,22 +46,34 @@ def silu_and_mul_triton(gate_up: torch.Tensor) -> torch.Tensor:
     """The Triton path of `silu_and_mul`; gate_up is contiguous."""
     num_tokens, width = gate_up.shape
     out = gate_up.new_empty((num_tokens, width // 2))
-    _silu_and_mul_kernel[(num_tokens, triton.cdiv(width // 2, _BLOCK))](gate_up, out, width // 2, BLOCK=_BLOCK)
+    _silu_and_mul_kernel[(num_tokens, triton.cdiv(width // 2, _BLOCK))](gate_up, out, width // 2, BLOCK=_BLOCK, **early_start(out.device))
     return out
 
 
 @triton.jit
-def _gelu_tanh_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr):
+def _gelu_tanh_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     x = tl.load(x_ptr + index, mask=inside, other=0.0).to(tl.float32)
-    inner = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
-    # x * sigmoid(2 inner) is 0.5 x (1 + tanh(inner)) without a tanh, which Triton lacks on some backends.
-    tl.store(out_ptr + index, (x / (1.0 + tl.exp(-2.0 * inner))).to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + index, gelu_tanh_of(x).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _silu_and_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def gelu_tanh_of(x):
+    """The activation itself, for kernels that apply it to what they have just computed."""
+    inner = 0.7978845608028654 * x * (1.0 + 0.044715 * x * x)
+    # x * sigmoid(2 inner) is 0.5 x (1 + tanh(inner)) without a tanh, which Triton lacks on some backends.
+    return x / (1.0 + tl.exp(-2.0 * inner))
+
+
+@triton.jit
+def _silu_and_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width

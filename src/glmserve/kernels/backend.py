@@ -6,6 +6,7 @@ With TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how tests witho
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,22 @@ import torch
 try:
     import triton
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 except ImportError:
     triton = SimpleNamespace(jit=lambda function: function, cdiv=lambda a, b: -(-a // b), knobs=None)
     tl = SimpleNamespace(constexpr=None)
+    gdc_launch_dependents = gdc_wait = None
 
-__all__ = ["interpreting", "next_power_of_2", "tl", "triton", "use_triton"]
+__all__ = [
+    "early_start",
+    "gdc_launch_dependents",
+    "gdc_wait",
+    "interpreting",
+    "next_power_of_2",
+    "tl",
+    "triton",
+    "use_triton",
+]
 
 
 def interpreting() -> bool:
@@ -30,6 +42,16 @@ def interpreting() -> bool:
 def use_triton(tensor: torch.Tensor) -> bool:
     """True where the Triton path serves this tensor."""
     return tensor.is_cuda
+
+
+@functools.cache
+def early_start(device: torch.device) -> dict[str, bool]:
+    """Launch options of a kernel that may start while the one before it still runs (programmatic dependent launch, sm_90 and later).
+
+    Such a kernel loads weights first, then calls gdc_wait() before it touches anything another kernel wrote.
+    """
+    supported = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": True, "launch_pdl": True} if supported else {"EARLY": False}
 
 
 def next_power_of_2(value: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton, use_triton
 
 
 def residual_layer_norm(
@@ -39,6 +39,7 @@ def residual_layer_norm_triton(
     _residual_layer_norm_kernel[(num_tokens,)](
         x, x if residual is None else residual, alpha, weight, bias, out, hidden_size, epsilon,
         HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        **early_start(x.device),
     )  # fmt: skip
     return out
 
@@ -75,41 +76,50 @@ def residual_rms_norm_triton(
     _residual_rms_norm_kernel[(num_tokens,)](
         x, x if residual is None else residual, weight, out, total, hidden_size, epsilon,
         HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        **early_start(x.device),
     )  # fmt: skip
     return out, total
 
 
 @triton.jit
 def _residual_layer_norm_kernel(
-    x_ptr, residual_ptr, alpha, weight_ptr, bias_ptr, out_ptr, hidden_size, epsilon, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
-):
+    x_ptr, residual_ptr, alpha, weight_ptr, bias_ptr, out_ptr, hidden_size, epsilon, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * hidden_size
     columns = tl.arange(0, BLOCK)
     inside = columns < hidden_size
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     total = tl.load(x_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         total += alpha * tl.load(residual_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(total, axis=0) / hidden_size
     centred = tl.where(inside, total - mean, 0.0)
     inverse_deviation = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / hidden_size + epsilon)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     normed = centred * inverse_deviation * weight + bias
     tl.store(out_ptr + row + columns, normed.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _residual_rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, hidden_size, epsilon, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
-):
+    x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, hidden_size, epsilon, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * hidden_size
     columns = tl.arange(0, BLOCK)
     inside = columns < hidden_size
+    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     total = tl.load(x_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         total += tl.load(residual_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
         total = total.to(total_ptr.dtype.element_ty).to(tl.float32)
         tl.store(total_ptr + row + columns, total.to(total_ptr.dtype.element_ty), mask=inside)
     inverse_rms = 1.0 / tl.sqrt(tl.sum(total * total, axis=0) / hidden_size + epsilon)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + row + columns, (total * inverse_rms * weight).to(out_ptr.dtype.element_ty), mask=inside)

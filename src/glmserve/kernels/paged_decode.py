@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from glmserve.kernels.backend import interpreting, next_power_of_2, tl, triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, interpreting, next_power_of_2, tl, triton
 
 # Measured on an H200 (benchmarks/RESULTS.md, "decode attention"): fewer programs leave memory idle, more only cost merging.
 _PROGRAMS_WANTED = 1024
@@ -49,21 +49,23 @@ def paged_decode_attention(
     caches = (key_cache, value_cache, block_tables, seq_lens, out, parts, part_scales, scale * 1.4426950408889634)
     strides = (query.stride(0), query.stride(1), *key_cache.stride()[:3], *value_cache.stride()[:3], block_tables.stride(0), num_heads)
     grid = (num_kv_heads, num_seqs, splits)
+    early = early_start(query.device)
     if group == 1:
         _full_heads_kernel[grid](
             query, *caches, *strides, HEAD_DIM=head_dim, DIM_BLOCK=dim_block, BLOCK_SIZE=block_size, KEYS=_KEYS_FULL_HEADS, SPLITS=splits,
-            num_warps=2,
+            num_warps=2, **early,
         )  # fmt: skip
     else:
         _grouped_heads_kernel[grid](
             query, *caches, *strides, GROUP=group, GROUP_BLOCK=max(16, next_power_of_2(group)), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
             BLOCK_SIZE=block_size, KEYS=_KEYS_GROUPED, SPLITS=splits, FLOAT32_DOT=query.dtype == torch.float32 or interpreting(),
-            num_warps=4, num_stages=3,
+            num_warps=4, num_stages=3, **early,
         )  # fmt: skip
     if splits > 1:
         _merge_splits_kernel[(num_seqs * num_heads,)](
-            parts, part_scales, out, HEAD_DIM=head_dim, DIM_BLOCK=dim_block, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits), num_warps=1
-        )
+            parts, part_scales, out,
+            HEAD_DIM=head_dim, DIM_BLOCK=dim_block, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits), num_warps=1, **early,
+        )  # fmt: skip
     return out
 
 
@@ -72,8 +74,12 @@ def _full_heads_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
     scale_log2, query_s0, query_s1, key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, table_s0, num_heads,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     seq_len = tl.load(seq_len_ptr + seq)
     keys_a_split = tl.cdiv(tl.cdiv(seq_len, SPLITS), KEYS) * KEYS
     start = split * keys_a_split
@@ -119,9 +125,12 @@ def _grouped_heads_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
     scale_log2, query_s0, query_s1, key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, table_s0, num_heads,
     GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, SPLITS: tl.constexpr, FLOAT32_DOT: tl.constexpr,
+    KEYS: tl.constexpr, SPLITS: tl.constexpr, FLOAT32_DOT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     kv_head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     seq_len = tl.load(seq_len_ptr + seq)
     keys_a_split = tl.cdiv(tl.cdiv(seq_len, SPLITS), KEYS) * KEYS
     start = split * keys_a_split
@@ -174,9 +183,13 @@ def _grouped_heads_kernel(
 
 @triton.jit
 def _merge_splits_kernel(
-    part_ptr, part_scale_ptr, out_ptr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr
-):
+    part_ptr, part_scale_ptr, out_ptr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     split, dim = tl.arange(0, SPLIT_BLOCK), tl.arange(0, DIM_BLOCK)
     inside = split < SPLITS
     part_scale = tl.load(part_scale_ptr + row * SPLITS + split, mask=inside, other=-1e30)

@@ -49,8 +49,7 @@ def paged_prefill_attention(
 @functools.cache
 def _has_room_for_wide_tiles(device: torch.device) -> bool:
     """Whether shared memory holds 128 queries and two stages of 64 keys and values: on A100 and Hopper, not on sm_86 and sm_89."""
-    properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    return getattr(properties, "shared_memory_per_block_optin", 0) >= 128 * 1024
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor >= 160 * 1024
 
 
 @triton.jit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton, use_triton
 
 _HEADS_A_PROGRAM = 8
 
@@ -80,7 +80,7 @@ def rotate_and_store_triton(
         qkv, cos, sin, query, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads, query_tiles, kv_tiles,
         qkv.stride(0), *key_cache.stride(), *value_cache.stride(),
         BLOCK_SIZE=key_cache.shape[1], AXES=cos.shape[1], PAIRS=cos.shape[2], HALF=next_power_of_2(head_dim // 2), HEADS=heads,
-        num_warps=max(1, min(4, heads // 4)),
+        num_warps=max(1, min(4, heads // 4)), **early_start(qkv.device),
     )  # fmt: skip
     return query
 
@@ -89,9 +89,12 @@ def rotate_and_store_triton(
 def _rotate_and_store_kernel(
     qkv_ptr, cos_ptr, sin_ptr, query_ptr, key_ptr, value_ptr, slot_ptr, num_heads, num_kv_heads, query_tiles, kv_tiles,
     qkv_stride, key_s0, key_s1, key_s2, key_s3, value_s0, value_s1, value_s2, value_s3,
-    BLOCK_SIZE: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     token, tile = tl.program_id(0), tl.program_id(1)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     HEAD_DIM: tl.constexpr = 2 * AXES * PAIRS
     lane = tl.arange(0, HALF)  # one lane a pair, over all axes
     first = (lane // PAIRS) * 2 * PAIRS + lane % PAIRS

@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glmserve.kernels.activation import gelu_tanh
+from glmserve.kernels.skinny_linear import is_skinny, skinny_linear
+
 # oneDNN's product of 4 rows takes less time than that of 1 or 2 (benchmarks/RESULTS.md, "CPU matrix products").
 _FEWEST_CPU_ROWS = 4
 
@@ -22,12 +25,18 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]."""
         if self._packed is None:
-            return F.linear(x, self.weight, self.bias)
+            return skinny_linear(x, self.weight, self.bias) if is_skinny(x, self.weight) else F.linear(x, self.weight, self.bias)
         count = x.shape[0]
         if count < _FEWEST_CPU_ROWS:
             x = F.pad(x, (0, 0, 0, _FEWEST_CPU_ROWS - count))
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out[:count]
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """tanh GELU of the product, in one pass where that is possible."""
+        if self._packed is None and is_skinny(x, self.weight):
+            return skinny_linear(x, self.weight, self.bias, gelu=True)
+        return gelu_tanh(self.forward(x))
 
     def pack_for_cpu(self, keep_weight: bool) -> None:
         """Lay the weight out for oneDNN, once: with few rows it is about twice as fast as the default product on a CPU.

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from glmserve.kernels.activation import gelu_tanh
 from glmserve.kernels.norm import residual_layer_norm
 from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
 from glmserve.layers.linear import Linear
@@ -97,7 +96,7 @@ class Block(nn.Module):
         a = self.input_layernorm(x, residual)
         mixed = attention(self._qkv(a), cache, metadata, self.num_heads, self.head_dim**-0.5)
         b = self.post_attention_layernorm(self.dense(mixed), a)
-        return self.dense_4h_to_h(gelu_tanh(self.dense_h_to_4h(b))), b
+        return self.dense_4h_to_h(self.dense_h_to_4h.gelu(b)), b
 
     def store(self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""

@@ -44,5 +44,6 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         gmask_token_id=config.get("gmask_token_id", 130001 + shift),
         pad_token_id=config.get("pad_token_id", 3 + shift),
         torch_dtype=config.get("torch_dtype", "float16"),
+        num_mlp_matrices=2,
         extra={"invalid_score_token_id": 5 + shift},  # InvalidScoreLogitsProcessor
     )

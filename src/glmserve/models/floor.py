@@ -1,0 +1,72 @@
+"""The least that a workload costs on a chip: bytes that must be read and arithmetic that must be done.  Calculated; no torch.
+
+Counted are the matrices (not norms, biases, rotary, sampling, nor the embedding's rows) and the keys and values.  Each decode step
+reads every matrix once for all of its requests, and each request's own K/V; reading and arithmetic overlap perfectly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glmserve.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What one device was measured to do: bytes a second of a copy (read plus written), FLOPs a second of a large matrix product."""
+
+    name: str
+    bytes_per_second: float
+    flops_per_second: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Prompts of one length, handed in all at once, each answered with the same number of tokens."""
+
+    name: str
+    num_prompts: int
+    input_len: int
+    output_len: int
+    repeats: int = 2
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time of a workload, in seconds, and what it is made of: all bytes read, all floating-point operations."""
+
+    seconds: float
+    num_bytes: float
+    num_flops: float
+
+
+def layer_values(spec: ModelSpec) -> int:
+    """Numbers in the matrices of all layers."""
+    attention = spec.hidden_size * spec.head_dim * (2 * spec.num_heads + 2 * spec.num_kv_heads)
+    return spec.num_layers * (attention + spec.num_mlp_matrices * spec.hidden_size * spec.intermediate_size)
+
+
+def head_values(spec: ModelSpec) -> int:
+    """Numbers in the matrix that makes logits."""
+    return spec.vocab_size * spec.hidden_size
+
+
+def floor_of(
+    workload: Workload, spec: ModelSpec, chip: Chip, *, max_num_seqs: int = 256, weight_bytes: float = 2, kv_bytes: float = 2
+) -> Floor:
+    """Prefill arithmetic; then for each decode step the larger of reading the weights and computing, plus the K/V of the mean context.
+
+    `weight_bytes` and `kv_bytes` are bytes a number.  More prompts than `max_num_seqs` go in so many waves.
+    """
+    batch = min(workload.num_prompts, max_num_seqs)
+    steps = workload.num_prompts / batch * workload.output_len
+    values = layer_values(spec) + head_values(spec)
+    prefill_flops = 2 * layer_values(spec) * workload.input_len * workload.num_prompts
+    step_flops = 2 * values * batch
+    step_kv_bytes = batch * (workload.input_len + workload.output_len / 2) * spec.kv_values_per_token * kv_bytes
+    step_seconds = max(values * weight_bytes / chip.bytes_per_second, step_flops / chip.flops_per_second)
+    return Floor(
+        seconds=prefill_flops / chip.flops_per_second + steps * (step_seconds + step_kv_bytes / chip.bytes_per_second),
+        num_bytes=steps * (values * weight_bytes + step_kv_bytes),
+        num_flops=prefill_flops + steps * step_flops,
+    )
