@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from glmserve.cli.bench import bench
 from glmserve.cli.chat import chat
 from glmserve.cli.serve import serve
 from glmserve.config import wants_traces
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(chat)
+app.add_typer(bench, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

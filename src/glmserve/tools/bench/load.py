@@ -1,0 +1,102 @@
+"""Starts the client processes together, shows how far they are, and gathers what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from glmserve.protocol.errors import EngineUnavailableError
+from glmserve.tools.bench.answers import Outcome
+from glmserve.tools.bench.plan import Plan
+from glmserve.tools.bench.worker import Report, Start
+
+START_DELAY = 0.05  # seconds from telling the workers when to start until then
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """What all clients saw.  Times are seconds; `client_busy` is the CPU share of the busiest client process."""
+
+    outcomes: list[Outcome]
+    duration: float
+    client_busy: float
+
+
+async def run_load(plans: list[Plan], progress: Callable[[int, int], None]) -> LoadResult:
+    """Run the plans; `progress` gets requests done and events seen, of all.  Raises EngineUnavailableError where the warm-up fails."""
+    raise_open_files()
+    workers = [await _start(plan) for plan in plans]
+    try:
+        for worker in workers:
+            await _wait_ready(worker)
+        started = time.monotonic() + START_DELAY
+        for worker in workers:
+            await _send(worker, Start(started))
+        seen = [(0, 0)] * len(workers)
+
+        def note(number: int, report: Report) -> None:
+            seen[number] = (report.num_done, report.num_events)
+            progress(sum(done for done, _ in seen), sum(events for _, events in seen))
+
+        reports = await asyncio.gather(*(_gather(number, worker, note) for number, worker in enumerate(workers)))
+    finally:
+        for worker in workers:
+            if worker.returncode is None:
+                worker.kill()
+            await worker.wait()
+    outcomes = sorted((outcome for report in reports for outcome in report.outcomes), key=lambda outcome: outcome.sent)
+    duration = max(outcome.sent + outcome.latency for outcome in outcomes)
+    return LoadResult(outcomes, duration, max(report.cpu_seconds for report in reports) / max(duration, 1e-9))
+
+
+def raise_open_files() -> None:
+    """A connection is an open file, and many shells allow 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _start(plan: Plan) -> Process:
+    command = (sys.executable, "-m", "glmserve.tools.bench.worker")
+    worker = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**30, start_new_session=True)
+    await _send(worker, plan)
+    return worker
+
+
+async def _send(worker: Process, message: msgspec.Struct) -> None:
+    assert worker.stdin is not None
+    worker.stdin.write(msgspec.json.encode(message) + b"\n")
+    await worker.stdin.drain()
+
+
+async def _wait_ready(worker: Process) -> None:
+    report = await _read(worker)
+    if report.kind != "ready":
+        raise EngineUnavailableError(f"the first request failed, so nothing was measured: {report.message}")
+
+
+async def _gather(number: int, worker: Process, note: Callable[[int, Report], None]) -> Report:
+    while (report := await _read(worker)).kind != "done":
+        note(number, report)
+    note(number, msgspec.structs.replace(report, num_done=len(report.outcomes), num_events=_num_events(report.outcomes)))
+    return report
+
+
+def _num_events(outcomes: list[Outcome]) -> int:
+    return sum(len(outcome.itls) + (outcome.ttft is not None) for outcome in outcomes)
+
+
+async def _read(worker: Process) -> Report:
+    assert worker.stdout is not None
+    line = await worker.stdout.readline()
+    if not line:
+        raise RuntimeError(f"a client process ended with {await worker.wait()}; its own words stand above")
+    return msgspec.json.decode(line, type=Report)
