@@ -96,8 +96,8 @@ class Transformers:
 class OverHttp:
     """A server with OpenAI's /v1/completions, one connection and one request for each prompt; started here where there is a command."""
 
-    def __init__(self, name: str, url: str, server: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
-        self.name, self.url, self.server = name, url, server
+    def __init__(self, name: str, url: str, ready: str, server: subprocess.Popen[bytes] | None = None, log: Path | None = None) -> None:
+        self.name, self.url, self.ready, self.server = name, url, ready, server
         self.client = httpx.Client(base_url=url, timeout=600, limits=httpx.Limits(max_connections=64))
         self._wait_until_ready(log)
 
@@ -123,7 +123,7 @@ class OverHttp:
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             try:
-                if self.client.get("/v1/models").is_success:
+                if self.client.get(self.ready).is_success:
                     return
             except httpx.TransportError:
                 pass
@@ -140,13 +140,13 @@ def start_glmserve(folder: Path, options: argparse.Namespace) -> OverHttp:
     port = _free_port()
     flags = ["--served-model-name", "demo", "--device", "cpu", "--dtype", "float32", "--num-threads", "1", "--max-num-seqs", "16"]
     flags += ["--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]
-    return _start("glmserve, over HTTP", [sys.executable, "-m", "glmserve", "serve", str(folder), *flags], port, {})
+    return _start("glmserve, over HTTP", [sys.executable, "-m", "glmserve", "serve", str(folder), *flags], port, "/ready", {})
 
 
 def start_vllm(folder: Path, options: argparse.Namespace) -> OverHttp:
     """vLLM's CPU build from an environment of its own, or a server that runs already.  Raises RuntimeError where neither is given."""
     if options.vllm_url:
-        return OverHttp("vLLM, over HTTP", options.vllm_url)
+        return OverHttp("vLLM, over HTTP", options.vllm_url, "/health")
     if not options.vllm_python:
         raise RuntimeError("give --vllm-python or --vllm-url to have it in the table")
     port = _free_port()
@@ -158,13 +158,13 @@ def start_vllm(folder: Path, options: argparse.Namespace) -> OverHttp:
     # The engine is bound to one core and so has one thread; the HTTP side may use the other cores, as glmserve's may.
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     command = [options.vllm_python, "-m", "vllm.entrypoints.cli.main", "serve", str(folder), *flags]
-    return _start(f"vllm-cpu {version.stdout.strip()}, over HTTP", command, port, environment)
+    return _start(f"vllm-cpu {version.stdout.strip()}, over HTTP", command, port, "/health", environment)
 
 
-def _start(name: str, command: list[str], port: int, environment: dict[str, str]) -> OverHttp:
+def _start(name: str, command: list[str], port: int, ready: str, environment: dict[str, str]) -> OverHttp:
     with tempfile.NamedTemporaryFile(prefix="cpu_peers-", suffix=".log", delete=False) as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment)
-    return OverHttp(name, f"http://127.0.0.1:{port}", server, Path(log.name))
+    return OverHttp(name, f"http://127.0.0.1:{port}", ready, server, Path(log.name))
 
 
 def _free_port() -> int:
