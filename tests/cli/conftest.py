@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from tests.cli.scripted_server import ScriptedServer
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.cli.scripted_server import ScriptedServer
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

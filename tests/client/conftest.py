@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from tests.client.scripted_requests import StartClient
 
 from glmserve.client.engine_client import EngineClient
 from glmserve.config import EngineConfig, ServerConfig
 from glmserve.engine.fake import FakeOptions
+from tests.client.scripted_requests import StartClient
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import subprocess
 import sys
 
 import pytest
-from tests.client.scripted_requests import FOREVER, StartClient, collect, eventually, request
 
 from glmserve.client.engine_client import EngineClient
 from glmserve.client.supervisor import EngineState
 from glmserve.engine.fake import FakeOptions
 from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError
 from glmserve.protocol.messages import FinishReason
+from tests.client.scripted_requests import FOREVER, StartClient, collect, eventually, request
 
 
 async def idle(client: EngineClient) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from tests.client.scripted_requests import FOREVER, StartClient, collect, eventually, request
 
 from glmserve.client.engine_client import EngineClient
 from glmserve.client.output_stream import OutputStream
@@ -20,6 +19,7 @@ from glmserve.engine.fake import FakeOptions
 from glmserve.protocol.channel import FrontEndChannel
 from glmserve.protocol.errors import EngineUnavailableError
 from glmserve.protocol.messages import FinishReason, RequestOutput
+from tests.client.scripted_requests import FOREVER, StartClient, collect, eventually, request
 
 SLOW = FakeOptions(step_seconds=0.002)
 

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from tests.conftest import PROJECT
 
 from glmserve.config import EngineConfig, ServerConfig, flag_name
 from glmserve.server.routes import chatglm, openai, operations, websocket
+from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)  # fences without a language are for reading only

@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.engine.golden import make_engine
 
 from glmserve.engine.core import EngineCore
 from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SamplingParams
+from tests.engine.golden import make_engine
 
 
 def run(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tests.engine.golden import SMALL_MODELS, GoldenCase, LogitRecorder, generate, make_engine, read_cases, recorded_logits
 
 # The recorded models attend far more sharply than trained ones, so half precision alone moves their logits (the original's own `.half()`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tests.kernels import cases
 from tests.kernels.cases import Device
 

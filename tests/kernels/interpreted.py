@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 import torch
+
 from tests.kernels import cases
 from tests.kernels.cases import Device
 

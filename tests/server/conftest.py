@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.server.serving import FIXTURE, ServerInThread
 
 from glmserve.engine.fake import FakeOptions
 from glmserve.models.catalog import read_spec
 from glmserve.text.tokenizer import load_tokenizer
+from tests.server.serving import FIXTURE, ServerInThread
 
 ANSWER = "你好! 我是人工智能助手, 很高兴见到你."
 

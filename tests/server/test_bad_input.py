@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+
 from tests.server.serving import MODEL, ServerInThread, chat_body
 
 JSON = {"Content-Type": "application/json"}

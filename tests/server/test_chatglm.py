@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+
 from tests.server.serving import ServerInThread
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+
 from tests.server.serving import ServerInThread, chat_body, eventually
 
 LONG = {"max_tokens": 400}

@@ -8,6 +8,7 @@ import json
 import httpx
 import openai
 import pytest
+
 from tests.server.conftest import ANSWER
 from tests.server.serving import MODEL, ServerInThread, chat_body
 

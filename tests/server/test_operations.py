@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.server.serving import MODEL, ServerInThread, chat_body, eventually
 
 from glmserve.engine.fake import FakeOptions
+from tests.server.serving import MODEL, ServerInThread, chat_body, eventually
 
 Start = Callable[..., ServerInThread]
 

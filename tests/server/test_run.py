@@ -13,12 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tests.server.serving import FIXTURE, chat_body, eventually
 
 from glmserve.config import EngineConfig, ServerConfig
 from glmserve.engine.fake import FakeOptions
 from glmserve.protocol.errors import EngineUnavailableError, ModelLoadError, SettingsError
 from glmserve.server.run import bind, serve
+from tests.server.serving import FIXTURE, chat_body, eventually
 
 PROGRAM = """
 import sys

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import websockets
-from tests.server.conftest import ANSWER
-from tests.server.serving import ServerInThread, eventually
 
 from glmserve.engine.fake import FakeOptions
+from tests.server.conftest import ANSWER
+from tests.server.serving import ServerInThread, eventually
 
 LONG = {"type": "generate", "prompt": "你好", "max_tokens": 60}
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.conftest import SPECIAL, bpe_spec
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +17,7 @@ from glmserve.models.catalog import read_spec
 from glmserve.protocol.errors import InvalidRequestError, ModelLoadError
 from glmserve.text.bpe_tokenizer import BPETokenizer
 from glmserve.text.chat_format import ChatMessage
+from tests.text.conftest import SPECIAL, bpe_spec
 
 CONVERSATION = [("system", "Be brief."), ("user", " Hello, 你好👋!\n"), ("assistant", "Hi."), ("user", "What is 1+1?")]
 HOSTILE = st.lists(st.sampled_from([*SPECIAL, "<", "<|", "<|im_", "end|>", "x", "\n", " ", "\ue000", "你"]), max_size=8).map("".join)

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.text.conftest import SMALL, released_spec
 
 from glmserve.models.catalog import read_spec
 from glmserve.protocol.errors import InvalidRequestError, ModelLoadError
 from glmserve.text.chatglm_tokenizer import SPECIAL_IN_TEXT, ChatGLMTokenizer
+from tests.text.conftest import SMALL, released_spec
 
 SPELLED_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_IN_TEXT)))
 ANY_SPECIAL = [*SPECIAL_IN_TEXT, "[gMASK]", "[sMASK]", "<unused_0>", "<ENC>", "<dBLOCK>", "<s>", "</s>"]

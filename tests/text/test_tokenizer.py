@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.text.conftest import SMALL, bpe_spec
 
 from glmserve.models.catalog import read_spec
 from glmserve.protocol.errors import ModelLoadError
 from glmserve.text.chat_format import ChatMessage
 from glmserve.text.tokenizer import load_tokenizer
+from tests.text.conftest import SMALL, bpe_spec
 
 
 def test_the_family_decides(bpe_folder: Path) -> None:
