@@ -18,7 +18,7 @@ class PenaltyState:
         self.device = device
         self.counts: torch.Tensor | None = None
         self.in_prompt: torch.Tensor | None = None
-        self._owner: dict[int, tuple[str, int]] = {}  # row -> the request, and which of its lives, that filled it
+        self._owner: dict[int, tuple[Request, int]] = {}  # row -> the request, and which of its lives, that filled it
 
     @staticmethod
     def wanted_by(request: Request) -> bool:
@@ -60,7 +60,7 @@ class PenaltyState:
         return self.counts, self.in_prompt
 
     def _claim_row(self, request: Request, counts: torch.Tensor, in_prompt: torch.Tensor) -> None:
-        life = (request.request_id, request.num_preemptions)
+        life = (request, request.num_preemptions)  # not its id, which a later request may bear again
         if self._owner.get(request.row) == life:
             return
         # A row is claimed at a request's first step, when the host knows all of its tokens.

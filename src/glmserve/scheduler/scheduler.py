@@ -68,10 +68,8 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch | None:
         """Plan one step, or None when nothing can be computed now."""
-        if self._last_was_prefill:  # let the running streams have their token first
-            batch = self._schedule_decode()
-        else:
-            batch = None
+        # After a prompt the running streams have their token first.
+        batch = self._schedule_decode() if self._last_was_prefill else None
         # Last, decode once more: a request whose context was cached is admitted without any prompt to compute.
         batch = batch or self._schedule_prefill() or self._schedule_decode()
         if batch is not None:
