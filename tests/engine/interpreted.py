@@ -1,0 +1,63 @@
+"""A few recorded cases through the CUDA path on Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.engine.interpreted FOLDER`.
+
+What makes the path the GPU's: the kernels, K/V of one head and block lying together, and ids that the host reads one step late.
+Only CUDA's events and pinned memory are pretended.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from glmserve.engine.core import EngineCore
+from glmserve.kernels import activation, norm, paged_decode, rotary_store
+from glmserve.layers import attention
+from glmserve.layers.attention import LayerCache
+from glmserve.runner import model_runner
+from tests.engine.golden import LogitRecorder, generate, make_engine, read_cases, recorded_logits
+
+CASES = ["gmask_n17", "bos_twice_first_wins", "eos_stop"]
+NUM_TOKENS = 3
+
+
+def main(folder: Path) -> None:
+    cases = [case for case in read_cases(folder) if case.name in CASES]
+    cases = [replace(case, greedy_tokens=case.greedy_tokens[:NUM_TOKENS]) for case in cases]
+    assert len(cases) == len(CASES)
+    engine = make_engine(folder, device="cpu", dtype="float32", num_kv_blocks=40, max_model_len=64, enforce_eager=True)
+    pretend_gpu(engine)
+    recorder = LogitRecorder(engine)
+    with (
+        mock.patch.object(attention, "paged_attention_torch", side_effect=AssertionError("the plain path ran")),
+        mock.patch.object(rotary_store, "rotate_and_store_torch", side_effect=AssertionError("the plain path ran")),
+    ):
+        tokens = generate(engine, cases)
+    assert tokens == {case.name: case.greedy_tokens for case in cases}, tokens
+    for case in cases:
+        ids, expected = recorded_logits(case)
+        logits = np.stack(recorder.logits[case.name][: len(case.greedy_tokens)])
+        error = np.abs(np.take_along_axis(logits, ids[: len(logits)], 1) - expected[: len(logits)]).max()
+        assert error <= 3e-4, (case.name, error)
+
+
+def pretend_gpu(engine: EngineCore) -> None:
+    for module in (activation, norm, rotary_store, attention):
+        module.use_triton = lambda tensor: True
+    paged_decode.num_key_splits = lambda num_seqs, num_kv_heads: 2  # as many as fill a chip would take minutes here
+    pool, spec = engine.runner.pool, engine.spec
+    blocks = torch.zeros(spec.num_layers, 2, pool.num_blocks, spec.num_kv_heads, pool.block_size, spec.head_dim)
+    views = blocks.transpose(3, 4)
+    pool.caches = [LayerCache(views[layer, 0], views[layer, 1]) for layer in range(spec.num_layers)]
+    pool.blocks = blocks
+    engine.runner.on_gpu = True
+    model_runner._to_pinned = torch.Tensor.clone
+    torch.cuda.Event = mock.Mock
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
