@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glmserve.kernels import activation, norm, paged_attention, paged_decode, paged_prefill, rotary_store, skinny_linear
+from glmserve.kernels import activation, norm, one_row_linear, paged_attention, paged_decode, paged_prefill, rotary_store
 
 # ||out - twin|| / ||twin||; NaN never passes
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -62,11 +62,11 @@ def check_activations(on: Device, num_tokens: int, width: int) -> None:
     assert_close(activation.silu_and_mul_triton(x), activation.silu_and_mul_torch(x.float()), on.dtype)
 
 
-def check_skinny_linear(on: Device, num_rows: int, in_features: int, out_features: int, with_bias: bool, gelu: bool) -> None:
-    x, weight = on.randn(num_rows, in_features), on.randn(out_features, in_features) * in_features**-0.5
+def check_one_row_linear(on: Device, in_features: int, out_features: int, with_bias: bool, gelu: bool) -> None:
+    x, weight = on.randn(1, in_features), on.randn(out_features, in_features) * in_features**-0.5
     bias = on.randn(out_features) if with_bias else None
-    reference = skinny_linear.skinny_linear_torch(x.float(), weight.float(), None if bias is None else bias.float(), gelu)
-    assert_close(skinny_linear.skinny_linear(x, weight, bias, gelu), reference, on.dtype)
+    reference = one_row_linear.one_row_linear_torch(x.float(), weight.float(), None if bias is None else bias.float(), gelu)
+    assert_close(one_row_linear.one_row_linear(x, weight, bias, gelu), reference, on.dtype)
 
 
 def paged_cache(on: Device, num_blocks: int, block_size: int, heads: int, dim: int, by_head: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -32,9 +32,9 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "rotary_store":
             cases.check_rotary_store(on, 5, 2, 2, 8, axes=2, by_head=by_head)
             cases.check_rotary_store(on, 5, 4, 2, 32, axes=1, by_head=by_head)
-        case "skinny_linear":
-            cases.check_skinny_linear(on, 1, 96, 70, with_bias=by_head, gelu=by_head)
-            cases.check_skinny_linear(on, 5, 80, 70, with_bias=not by_head, gelu=by_head)
+        case "one_row_linear":
+            cases.check_one_row_linear(on, 96, 70, with_bias=by_head, gelu=by_head)
+            cases.check_one_row_linear(on, 80, 70, with_bias=not by_head, gelu=by_head)
         case "decode":
             cases.check_decode(on, [1, 17, 70], 2, 2, 8, 16, by_head, splits=1)
             cases.check_decode(on, [33], 1, 1, 128, 16, by_head, splits=1)

@@ -15,7 +15,7 @@ CASES = [
     "rms_norm",
     "activations",
     "rotary_store",
-    "skinny_linear",
+    "one_row_linear",
     "decode",
     "decode_split",
     "decode_grouped",

@@ -25,7 +25,7 @@ def gelu_tanh_torch(x: torch.Tensor) -> torch.Tensor:
 def gelu_tanh_triton(x: torch.Tensor) -> torch.Tensor:
     """The Triton path of `gelu_tanh`; x is contiguous."""
     out = torch.empty_like(x)
-    _gelu_tanh_kernel[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK, **early_start(x.device))
+    _gelu_tanh_kernel[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK, **early_start(x))
     return out
 
 
@@ -46,7 +46,7 @@ def silu_and_mul_triton(gate_up: torch.Tensor) -> torch.Tensor:
     """The Triton path of `silu_and_mul`; gate_up is contiguous."""
     num_tokens, width = gate_up.shape
     out = gate_up.new_empty((num_tokens, width // 2))
-    _silu_and_mul_kernel[(num_tokens, triton.cdiv(width // 2, _BLOCK))](gate_up, out, width // 2, BLOCK=_BLOCK, **early_start(out.device))
+    _silu_and_mul_kernel[(num_tokens, triton.cdiv(width // 2, _BLOCK))](gate_up, out, width // 2, BLOCK=_BLOCK, **early_start(out))
     return out
 
 

@@ -21,6 +21,8 @@ except ImportError:
     tl = SimpleNamespace(constexpr=None)
     gdc_launch_dependents = gdc_wait = None
 
+_MOST_ROWS_FOR_EARLY_START = 16
+
 __all__ = [
     "early_start",
     "gdc_launch_dependents",
@@ -44,14 +46,19 @@ def use_triton(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda
 
 
-@functools.cache
-def early_start(device: torch.device) -> dict[str, bool]:
-    """Launch options of a kernel that may start while the one before it still runs (programmatic dependent launch, sm_90 and later).
+def early_start(x: torch.Tensor) -> dict[str, bool]:
+    """Launch options of a kernel over the rows of `x`: whether it may start while the kernel before it still runs.
 
-    Such a kernel loads weights first, then calls gdc_wait() before it touches anything another kernel wrote.
+    Such a kernel loads weights first, then calls gdc_wait() before it touches anything another kernel wrote (programmatic dependent
+    launch, sm_90 and later).  With many rows its waiting programs would take the room of those that still work, so then it may not.
     """
-    supported = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-    return {"EARLY": True, "launch_pdl": True} if supported else {"EARLY": False}
+    early = x.shape[0] <= _MOST_ROWS_FOR_EARLY_START and _has_early_start(x.device)
+    return {"EARLY": True, "launch_pdl": True} if early else {"EARLY": False}
+
+
+@functools.cache
+def _has_early_start(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def next_power_of_2(value: int) -> int:

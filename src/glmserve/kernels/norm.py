@@ -39,7 +39,7 @@ def residual_layer_norm_triton(
     _residual_layer_norm_kernel[(num_tokens,)](
         x, x if residual is None else residual, alpha, weight, bias, out, hidden_size, epsilon,
         HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
-        **early_start(x.device),
+        **early_start(x),
     )  # fmt: skip
     return out
 
@@ -76,7 +76,7 @@ def residual_rms_norm_triton(
     _residual_rms_norm_kernel[(num_tokens,)](
         x, x if residual is None else residual, weight, out, total, hidden_size, epsilon,
         HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
-        **early_start(x.device),
+        **early_start(x),
     )  # fmt: skip
     return out, total
 

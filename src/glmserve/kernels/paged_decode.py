@@ -43,13 +43,14 @@ def paged_decode_attention(
     splits = num_splits or num_key_splits(num_seqs, num_kv_heads)
     group = num_heads // num_kv_heads
     dim_block = max(16, next_power_of_2(head_dim))
+    assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     out = torch.empty_like(query)
     parts = query.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32) if splits > 1 else out
     part_scales = query.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
     caches = (key_cache, value_cache, block_tables, seq_lens, out, parts, part_scales, scale * 1.4426950408889634)
-    strides = (query.stride(0), query.stride(1), *key_cache.stride()[:3], *value_cache.stride()[:3], block_tables.stride(0), num_heads)
+    strides = (query.stride(0), query.stride(1), *key_cache.stride()[:3], block_tables.stride(0), num_heads)
     grid = (num_kv_heads, num_seqs, splits)
-    early = early_start(query.device)
+    early = early_start(query)
     if group == 1:
         _full_heads_kernel[grid](
             query, *caches, *strides, HEAD_DIM=head_dim, DIM_BLOCK=dim_block, BLOCK_SIZE=block_size, KEYS=_KEYS_FULL_HEADS, SPLITS=splits,
@@ -72,7 +73,7 @@ def paged_decode_attention(
 @triton.jit
 def _full_heads_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
-    scale_log2, query_s0, query_s1, key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, table_s0, num_heads,
+    scale_log2, query_s0, query_s1, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -97,10 +98,9 @@ def _full_heads_kernel(
         block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
         offset = token % BLOCK_SIZE
         loaded = inside[:, None] & dim_inside[None, :]
-        key = tl.load(key_ptr + (block * key_s0 + offset * key_s1 + head * key_s2)[:, None] + dim[None, :], mask=loaded, other=0.0)
-        value = tl.load(
-            value_ptr + (block * value_s0 + offset * value_s1 + head * value_s2)[:, None] + dim[None, :], mask=loaded, other=0.0
-        )
+        at = (block * cache_s0 + offset * cache_s1 + head * cache_s2)[:, None] + dim[None, :]
+        key = tl.load(key_ptr + at, mask=loaded, other=0.0)
+        value = tl.load(value_ptr + at, mask=loaded, other=0.0)
         score = tl.where(inside, tl.sum(query[None, :] * key.to(tl.float32), axis=1), -1e30)
         new_best = tl.maximum(best, score)
         weight = tl.where(inside, tl.exp2(score - new_best), 0.0)
@@ -123,7 +123,7 @@ def _full_heads_kernel(
 @triton.jit
 def _grouped_heads_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
-    scale_log2, query_s0, query_s1, key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, table_s0, num_heads,
+    scale_log2, query_s0, query_s1, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
     GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KEYS: tl.constexpr, SPLITS: tl.constexpr, FLOAT32_DOT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -152,10 +152,9 @@ def _grouped_heads_kernel(
         block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
         offset = token % BLOCK_SIZE
         loaded = inside[:, None] & dim_inside[None, :]
-        key = tl.load(key_ptr + (block * key_s0 + offset * key_s1 + kv_head * key_s2)[:, None] + dim[None, :], mask=loaded, other=0.0)
-        value = tl.load(
-            value_ptr + (block * value_s0 + offset * value_s1 + kv_head * value_s2)[:, None] + dim[None, :], mask=loaded, other=0.0
-        )
+        at = (block * cache_s0 + offset * cache_s1 + kv_head * cache_s2)[:, None] + dim[None, :]
+        key = tl.load(key_ptr + at, mask=loaded, other=0.0)
+        value = tl.load(value_ptr + at, mask=loaded, other=0.0)
         if FLOAT32_DOT:
             score = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
         else:

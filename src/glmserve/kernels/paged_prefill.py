@@ -33,13 +33,14 @@ def paged_prefill_attention(
     """
     num_heads, head_dim = query.shape[1:]
     num_kv_heads = key_cache.shape[2]
+    assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both; two would not fit the registers
     out = torch.empty_like(query)
     precise = query.dtype == torch.float32
     queries, keys = (32, 32) if precise else (128 if _has_room_for_wide_tiles(query.device) else 64, 64)
     _paged_prefill_kernel[(triton.cdiv(max_query_len, queries), num_heads, seq_lens.shape[0])](
         query, key_cache, value_cache, block_tables, query_starts, seq_lens, causal, out,
         scale * 1.4426950408889634, query.stride(0), query.stride(1), out.stride(0), out.stride(1),
-        *key_cache.stride()[:3], *value_cache.stride()[:3], block_tables.stride(0), num_heads // num_kv_heads,
+        *key_cache.stride()[:3], block_tables.stride(0), num_heads // num_kv_heads,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), BLOCK_SIZE=key_cache.shape[1], QUERIES=queries, KEYS=keys,
         FLOAT32_DOT=precise or interpreting(), num_warps=4, num_stages=2,
     )  # fmt: skip
@@ -55,7 +56,7 @@ def _has_room_for_wide_tiles(device: torch.device) -> bool:
 @triton.jit
 def _paged_prefill_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, query_start_ptr, seq_len_ptr, causal_ptr, out_ptr,
-    scale_log2, query_s0, query_s1, out_s0, out_s1, key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, table_s0, group,
+    scale_log2, query_s0, query_s1, out_s0, out_s1, cache_s0, cache_s1, cache_s2, table_s0, group,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     FLOAT32_DOT: tl.constexpr,
 ):  # fmt: skip
@@ -85,11 +86,11 @@ def _paged_prefill_kernel(
     table_row = table_ptr + seq * table_s0
     best, total, mix = _attend(
         query, best, total, mix, 0, unmasked, stop, position, causal, key_ptr, value_ptr, table_row, kv_head, scale_log2,
-        key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, False,
+        cache_s0, cache_s1, cache_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, False,
     )  # fmt: skip
     best, total, mix = _attend(
         query, best, total, mix, unmasked, stop, stop, position, causal, key_ptr, value_ptr, table_row, kv_head, scale_log2,
-        key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, True,
+        cache_s0, cache_s1, cache_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, True,
     )  # fmt: skip
     row_out = out_ptr + (query_start + row).to(tl.int64)[:, None] * out_s0 + head * out_s1 + dim[None, :]
     tl.store(row_out, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)
@@ -98,7 +99,7 @@ def _paged_prefill_kernel(
 @triton.jit
 def _attend(
     query, best, total, mix, start, end, stop, position, causal, key_ptr, value_ptr, table_ptr, kv_head, scale_log2,
-    key_s0, key_s1, key_s2, value_s0, value_s1, value_s2, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    cache_s0, cache_s1, cache_s2, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KEYS: tl.constexpr, FLOAT32_DOT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     dim = tl.arange(0, DIM_BLOCK)
@@ -107,15 +108,14 @@ def _attend(
         inside = token < stop
         block = tl.load(table_ptr + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
         offset = token % BLOCK_SIZE
-        key_at = (block * key_s0 + offset * key_s1 + kv_head * key_s2)[:, None] + dim[None, :]
-        value_at = (block * value_s0 + offset * value_s1 + kv_head * value_s2)[:, None] + dim[None, :]
+        at = (block * cache_s0 + offset * cache_s1 + kv_head * cache_s2)[:, None] + dim[None, :]
         if MASKED or HEAD_DIM != DIM_BLOCK:
             loaded = inside[:, None] & (dim < HEAD_DIM)[None, :]
-            key = tl.load(key_ptr + key_at, mask=loaded, other=0.0)
-            value = tl.load(value_ptr + value_at, mask=loaded, other=0.0)
+            key = tl.load(key_ptr + at, mask=loaded, other=0.0)
+            value = tl.load(value_ptr + at, mask=loaded, other=0.0)
         else:
-            key = tl.load(key_ptr + key_at)
-            value = tl.load(value_ptr + value_at)
+            key = tl.load(key_ptr + at)
+            value = tl.load(value_ptr + at)
         if FLOAT32_DOT:
             score = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee") * scale_log2
         else:

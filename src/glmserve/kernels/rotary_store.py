@@ -80,7 +80,7 @@ def rotate_and_store_triton(
         qkv, cos, sin, query, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads, query_tiles, kv_tiles,
         qkv.stride(0), *key_cache.stride(), *value_cache.stride(),
         BLOCK_SIZE=key_cache.shape[1], AXES=cos.shape[1], PAIRS=cos.shape[2], HALF=next_power_of_2(head_dim // 2), HEADS=heads,
-        num_warps=max(1, min(4, heads // 4)), **early_start(qkv.device),
+        num_warps=max(1, min(4, heads // 4)), **early_start(qkv),
     )  # fmt: skip
     return query
 

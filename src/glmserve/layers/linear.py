@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glmserve.kernels.activation import gelu_tanh
-from glmserve.kernels.skinny_linear import is_skinny, skinny_linear
+from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
 
 # oneDNN's product of 4 rows takes less time than that of 1 or 2 (benchmarks/RESULTS.md, "CPU matrix products").
 _FEWEST_CPU_ROWS = 4
@@ -25,7 +25,7 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]."""
         if self._packed is None:
-            return skinny_linear(x, self.weight, self.bias) if is_skinny(x, self.weight) else F.linear(x, self.weight, self.bias)
+            return one_row_linear(x, self.weight, self.bias) if is_one_row(x, self.weight) else F.linear(x, self.weight, self.bias)
         count = x.shape[0]
         if count < _FEWEST_CPU_ROWS:
             x = F.pad(x, (0, 0, 0, _FEWEST_CPU_ROWS - count))
@@ -34,8 +34,8 @@ class Linear(nn.Module):
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """tanh GELU of the product, in one pass where that is possible."""
-        if self._packed is None and is_skinny(x, self.weight):
-            return skinny_linear(x, self.weight, self.bias, gelu=True)
+        if self._packed is None and is_one_row(x, self.weight):
+            return one_row_linear(x, self.weight, self.bias, gelu=True)
         return gelu_tanh(self.forward(x))
 
     def pack_for_cpu(self, keep_weight: bool) -> None:
