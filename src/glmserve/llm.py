@@ -69,16 +69,19 @@ class RequestResult:
 class LLM:
     """A model on one device, for scripts and benchmarks.
 
-    `model` is a folder or `demo`; the other arguments are the server's flags, with underscores.  Raises ModelLoadError, and
+    `model` is a folder or `demo`; the other arguments are the server's flags, with underscores.  `allow_special_tokens` lets text
+    become special tokens, as the released code does.  Raises ModelLoadError, and
     NotEnoughMemoryError among them, for a model that cannot be served.
     """
 
-    def __init__(self, model: str = "demo", **settings: Any) -> None:
+    def __init__(self, model: str = "demo", *, allow_special_tokens: bool = False, **settings: Any) -> None:
         folder = resolve_model(model)
         self.config = EngineConfig(model=str(folder), **settings)
         self.engine = EngineCore(self.config)
         self.spec = self.engine.spec
-        self.tokenizer: Tokenizer | None = None if self.config.skip_tokenizer_init else load_tokenizer(folder, self.spec)
+        self.tokenizer: Tokenizer | None = (
+            None if self.config.skip_tokenizer_init else load_tokenizer(folder, self.spec, allow_special_tokens)
+        )
         self._numbers = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer:
@@ -86,6 +89,11 @@ class LLM:
         if self.tokenizer is None:
             raise InvalidRequestError("this LLM has no tokenizer (skip_tokenizer_init=True): pass {'prompt_token_ids': [...]}", "prompt")
         return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's own `chat` samples with: for ChatGLM-6B temperature 0.95, top_p 0.7, top_k 50, up to the model's length."""
+        defaults = self.spec.default_sampling
+        return msgspec.convert({**defaults, "max_tokens": None}, SamplingParams) if defaults else SamplingParams()
 
     def generate(
         self,
@@ -96,8 +104,8 @@ class LLM:
     ) -> list[RequestResult]:
         """Answers to prompts, in their order.
 
-        A prompt is a text or {"prompt_token_ids": [...]}; `sampling_params` is one for all or one each.  Raises InvalidRequestError,
-        before anything runs, for a prompt or parameters that cannot be served.
+        A prompt is a text or {"prompt_token_ids": [...]}; `sampling_params` is one for all or one each (default: the model's own).
+        Raises InvalidRequestError, before anything runs, for a prompt or parameters that cannot be served.
         """
         encoded = [(prompt if isinstance(prompt, str) else None, self._encode(prompt)) for prompt in _as_list(prompts)]
         return self._run(encoded, sampling_params, use_tqdm, chat=False)
@@ -136,7 +144,7 @@ class LLM:
         chat: bool,
     ) -> list[RequestResult]:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or SamplingParams()] * len(prompts)
+            sampling_params = [sampling_params or self.get_default_sampling_params()] * len(prompts)
         if len(sampling_params) != len(prompts):
             raise InvalidRequestError(
                 f"{len(prompts)} prompts came with {len(sampling_params)} sampling_params: give one for all or one each"

@@ -42,6 +42,7 @@ class ModelSpec:
     tie_word_embeddings: bool = True
     torch_dtype: str = "float32"
     rope_theta: float = 10000.0
+    default_sampling: dict[str, float] = field(default_factory=dict)  # what the model's own `chat` samples with
     num_mlp_matrices: int = 3  # 3 where a gate multiplies, 2 where there is only an activation between
     extra: dict[str, Any] = field(default_factory=dict)
 

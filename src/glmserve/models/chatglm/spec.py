@@ -45,5 +45,6 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         pad_token_id=config.get("pad_token_id", 3 + shift),
         torch_dtype=config.get("torch_dtype", "float16"),
         num_mlp_matrices=2,
+        default_sampling={"temperature": 0.95, "top_p": 0.7, "top_k": 50},  # chat(); top_k from the library it was written for
         extra={"invalid_score_token_id": 5 + shift},  # InvalidScoreLogitsProcessor
     )
