@@ -41,22 +41,30 @@ def rotate_and_store_torch(
     num_heads: int,
 ) -> torch.Tensor:
     """The plain twin of `rotate_and_store`."""
-    num_kv_heads, block_size = key_cache.shape[2], key_cache.shape[1]
-    num_rotated = num_heads + num_kv_heads
+    num_rotated = num_heads + key_cache.shape[2]
     rotated = _rotate(qkv[:, :num_rotated], cos, sin)
-    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
-    key_cache[blocks, offsets] = rotated[:, num_heads:].to(key_cache.dtype)
-    value_cache[blocks, offsets] = qkv[:, num_rotated:].to(value_cache.dtype)
+    _store(key_cache, slot_mapping, rotated[:, num_heads:])
+    _store(value_cache, slot_mapping, qkv[:, num_rotated:])
     return rotated[:, :num_heads]
+
+
+def _store(cache: torch.Tensor, slot_mapping: torch.Tensor, heads: torch.Tensor) -> None:
+    if cache.is_contiguous():  # as on a CPU: a plain copy of rows
+        cache.view(-1, *cache.shape[2:]).index_copy_(0, slot_mapping, heads.to(cache.dtype))
+    else:
+        cache[slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]] = heads.to(cache.dtype)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     num_tokens, heads, head_dim = x.shape
     axes, pairs = cos.shape[1:]
     parts = x.reshape(num_tokens, heads, axes, 2, pairs).float()
-    first, second = parts.unbind(dim=3)
+    first, second = parts[..., 0, :], parts[..., 1, :]
+    turned = torch.empty_like(parts)
     cos, sin = cos[:, None], sin[:, None]  # [num_tokens, 1, axes, pairs]
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=3)
+    torch.mul(parts, cos[..., None, :], out=turned)
+    turned[..., 0, :].addcmul_(second, sin, value=-1)
+    turned[..., 1, :].addcmul_(first, sin)
     return turned.reshape(num_tokens, heads, head_dim).to(x.dtype)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from glmserve.kernels.backend import use_triton
+from glmserve.kernels.decode_rectangle import DecodeRectangle, attend_rectangle, decode_rectangle
 from glmserve.kernels.paged_attention import paged_attention_torch
 from glmserve.kernels.paged_decode import paged_decode_attention
 from glmserve.kernels.paged_prefill import paged_prefill_attention
@@ -32,6 +33,7 @@ class HostSequences:
     query_lens: list[int]
     seq_lens: list[int]
     causal: list[bool]
+    rectangle: list[DecodeRectangle | None] = field(default_factory=list)  # made by the first layer of a step, for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,7 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
     """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim]."""
     query = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
     if not use_triton(query):
-        host = metadata.host
-        out = paged_attention_torch(query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.causal, scale)
+        out = _attention_on_cpu(query, cache, metadata, scale)
     elif metadata.query_starts is None:
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
     else:
@@ -74,3 +75,13 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
 def store_keys_and_values(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:
     """Rotate and store without attending, where nothing reads the result."""
     rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
+
+
+def _attention_on_cpu(query: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, scale: float) -> torch.Tensor:
+    host = metadata.host
+    if metadata.query_starts is None:  # a decode step
+        if not host.rectangle:
+            host.rectangle.append(decode_rectangle(cache.key, metadata.block_tables, metadata.seq_lens, query.dtype))
+        if host.rectangle[0] is not None:
+            return attend_rectangle(query, cache.key, cache.value, host.rectangle[0], scale)
+    return paged_attention_torch(query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.causal, scale)
