@@ -50,6 +50,12 @@ class Served:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
+    def metric(self, name: str) -> float:
+        """Sum of a metric's samples."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
+
     def bench(self, *flags: str) -> dict[str, Any]:
         """`glmserve bench serve` against it, in a process of its own: the figures, under vLLM's names."""
         with tempfile.TemporaryDirectory() as folder:
