@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from inspect import get_annotations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -223,7 +224,7 @@ def group_of(kind: type[Settings], name: str) -> str:
 
 def allowed_values(kind: type[Settings], name: str) -> str:
     """What a field takes, in words: "a whole number from 1 to 4096"."""
-    schema = kind.model_json_schema()["properties"][name]
+    schema = _schema(kind)["properties"][name]
     schema = next(part for part in schema.get("anyOf", [schema]) if part.get("type") != "null")
     if "enum" in schema:
         return " or ".join(map(str, schema["enum"]))
@@ -234,6 +235,11 @@ def allowed_values(kind: type[Settings], name: str) -> str:
         if key in schema
     ]
     return " ".join([words[schema["type"]], *limits])
+
+
+@cache  # asked for once a field, and one schema takes milliseconds
+def _schema(kind: type[Settings]) -> dict[str, Any]:
+    return kind.model_json_schema()
 
 
 def _read_yaml(path: Path, fields: list[str]) -> dict[str, Any]:
