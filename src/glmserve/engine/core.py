@@ -103,7 +103,7 @@ class EngineCore:
             failed = request.finish_reason == FinishReason.ERROR
             new_token_ids = [] if failed else request.token_ids[-1:]
             self._stats.generation_tokens += len(new_token_ids)
-            outputs.append(self._output(request, new_token_ids, logprobs.get(id(request))))
+            outputs.append(self._output(request, new_token_ids, None if failed else logprobs.get(id(request))))
         return outputs
 
     def _output(self, request: Request, new_token_ids: list[int], logprobs: TokenLogprobs | None = None) -> RequestOutput:

@@ -59,12 +59,13 @@ def num_kv_blocks(
 
     Raises NotEnoughMemoryError when not even one full context fits.
     """
-    if config.num_kv_blocks:
-        return config.num_kv_blocks
     per_block = bytes_per_block(spec, config.block_size, dtype)
     one_context = (-(-spec.max_model_len // config.block_size) + 1) * per_block
-    if config.kv_cache_memory_bytes:
-        available = config.kv_cache_memory_bytes
+    asked_for = config.num_kv_blocks * per_block if config.num_kv_blocks else config.kv_cache_memory_bytes
+    if asked_for:
+        available = asked_for
+        if device.type == "cpu":  # a GPU says for itself when it is full; a CPU would promise the memory and end the process later
+            _check_room_for_pool(asked_for, available_bytes(config, device))
     elif device.type == "cuda":
         progress("measuring the memory of the largest step")
         available = available_bytes(config, device) - run_largest_step(model, spec, dtype, device, max_batched_tokens, config)
@@ -79,3 +80,12 @@ def num_kv_blocks(
             missing_bytes=one_context - available,
         )
     return available // per_block
+
+
+def _check_room_for_pool(needed: int, available: int) -> None:
+    if needed > available:
+        raise NotEnoughMemoryError(
+            f"the K/V pool that was asked for needs {gib(needed)} and {gib(available)} of memory are available: "
+            f"{gib(needed - available)} are missing. Lower --kv-cache-memory-bytes or --num-kv-blocks.",
+            missing_bytes=needed - available,
+        )

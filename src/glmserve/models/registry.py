@@ -20,11 +20,16 @@ from glmserve.models.spec import ModelSpec, read_config
 
 @dataclass(frozen=True)
 class Target:
-    """Where a checkpoint tensor goes: rows [first_row, first_row + its rows) of a parameter, after `reorder`."""
+    """Where a checkpoint tensor goes: `num_rows` rows of a parameter from `first_row` on (all of it by default), after `reorder`."""
 
     parameter: str
     first_row: int = 0
+    num_rows: int | None = None
     reorder: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def rows_of(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The part of the parameter that the tensor fills."""
+        return parameter if self.num_rows is None else parameter[self.first_row : self.first_row + self.num_rows]
 
 
 class Model(Protocol):

@@ -46,6 +46,24 @@ class ModelSpec:
     num_mlp_matrices: int = 3  # 3 where a gate multiplies, 2 where there is only an activation between
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that cannot be: they come from a file that anybody may have written."""
+        for name in (
+            "num_heads",
+            "num_kv_heads",
+            "num_layers",
+            "hidden_size",
+            "head_dim",
+            "intermediate_size",
+            "vocab_size",
+            "max_model_len",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {value!r}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly.")
+
     @property
     def kv_values_per_token(self) -> int:
         """Numbers of K and V that one token keeps, over all layers."""

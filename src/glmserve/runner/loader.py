@@ -69,15 +69,13 @@ def load_weights(model: Model, spec: ModelSpec, folder: Path, progress: Progress
                 continue
             if target.parameter not in parameters:
                 raise ModelLoadError(f"{shard} holds {name!r}, which this model does not have. Is config.json that of another model?")
-            if target.reorder is not None:
-                tensor = target.reorder(tensor)
-            rows = parameters[target.parameter][target.first_row : target.first_row + tensor.shape[0]]
+            rows = target.rows_of(parameters[target.parameter])
             if rows.shape != tensor.shape:
                 raise ModelLoadError(
                     f"{name!r} in {shard} has shape {list(tensor.shape)}, but config.json asks for {list(rows.shape)}. "
                     "Weights and config.json belong to different models."
                 )
-            rows.copy_(tensor)
+            rows.copy_(tensor if target.reorder is None else target.reorder(tensor))
             missing_rows[target.parameter] -= tensor.shape[0]
     _tie_output_layer(model, spec, missing_rows)
     unfilled = [name for name, rows in missing_rows.items() if rows > 0]
@@ -95,7 +93,7 @@ def weight_files(folder: Path) -> list[Path]:
         if index.exists():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, KeyError, AttributeError) as error:
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ModelLoadError(f"{index} cannot be read ({error}). Download it again.") from error
             absent = [name for name in names if not (folder / name).exists()]
             if absent:
@@ -114,7 +112,10 @@ def _tensors_of(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 for name in tensors.keys():  # noqa: SIM118  (not a dict)
                     yield name, tensors.get_tensor(name)
         else:
-            yield from torch.load(shard, map_location="cpu", weights_only=True, mmap=True).items()
+            content = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+            if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+                raise ModelLoadError(f"{shard} holds no tensors by name, so it is not a weight file. Download it again.")
+            yield from content.items()
     except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

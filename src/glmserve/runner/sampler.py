@@ -49,12 +49,13 @@ class Sampler:
         if num_logprobs is not None or any(_changes_scores(r) or not r.params.greedy for r in requests):
             scores = logits.float() if logits.dtype != torch.float32 else logits.clone()
             self._adjust(scores, requests)
-        valid = torch.isfinite(scores.sum(dim=-1, dtype=torch.float32)) if not _masks_scores(requests) else ~logits.isnan().any(dim=-1)
+        valid = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))  # of the model's own scores: masks and bias may be infinite
         token_ids = self._replace_invalid(self._draw(scores, requests), valid)
         self.penalties.count(requests, token_ids)
         if num_logprobs is None:
             return Sampled(token_ids)
-        return self._with_logprobs(logits.float(), token_ids, num_logprobs)
+        # Where scores are not numbers there is no distribution to tell of; JSON, which this ends in, has no NaN.
+        return self._with_logprobs(logits.float().masked_fill(~valid[:, None], 0.0), token_ids, num_logprobs)
 
     def _adjust(self, scores: torch.Tensor, requests: list[Request]) -> None:
         self.penalties.apply(scores, requests)
@@ -164,7 +165,3 @@ def _method(request: Request) -> str:
 def _changes_scores(request: Request) -> bool:
     params = request.params
     return bool(params.logit_bias) or request.num_output_tokens <= params.min_tokens or PenaltyState.wanted_by(request)
-
-
-def _masks_scores(requests: list[Request]) -> bool:
-    return any(r.num_output_tokens <= r.params.min_tokens for r in requests)

@@ -57,10 +57,17 @@ class Llama(nn.Module):
             return Target("embed_tokens")
         spec = self.spec
         width, kv_width = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        stacked = {"q_proj": 0, "k_proj": width, "v_proj": width + kv_width, "gate_proj": 0, "up_proj": spec.intermediate_size}
-        for part, first_row in stacked.items():
+        inner = spec.intermediate_size
+        stacked = {  # part -> where it goes, its first row there, its rows
+            "q_proj": ("qkv_proj", 0, width),
+            "k_proj": ("qkv_proj", width, kv_width),
+            "v_proj": ("qkv_proj", width + kv_width, kv_width),
+            "gate_proj": ("gate_up_proj", 0, inner),
+            "up_proj": ("gate_up_proj", inner, inner),
+        }
+        for part, (whole, first_row, num_rows) in stacked.items():
             if f".{part}." in name:
-                return Target(name.replace(part, "gate_up_proj" if part in ("gate_proj", "up_proj") else "qkv_proj"), first_row)
+                return Target(name.replace(part, whole), first_row, num_rows)
         return Target(name)
 
 
