@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -130,11 +131,11 @@ class LLM:
             return self.get_tokenizer().encode(prompt)
         if isinstance(prompt, Mapping):
             if "prompt_token_ids" in prompt:
-                return list(prompt["prompt_token_ids"])
-            if "prompt" in prompt:
+                return _token_ids(prompt["prompt_token_ids"])
+            if isinstance(prompt.get("prompt"), str):
                 return self.get_tokenizer().encode(prompt["prompt"])
-            raise InvalidRequestError("a prompt is a text, or a dict with prompt_token_ids or prompt", "prompt")
-        return list(prompt)
+            raise InvalidRequestError("a prompt is a text, or a dict with prompt_token_ids or prompt (a text)", "prompt")
+        return _token_ids(prompt)
 
     def _run(
         self,
@@ -234,3 +235,10 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str | Mapping) or (prompts and isinstance(prompts[0], int)):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))
+
+
+def _token_ids(values: Any) -> list[int]:
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        raise InvalidRequestError(f"prompt_token_ids must be a list of whole numbers, not {values!r:.80}", "prompt") from None
