@@ -121,4 +121,5 @@ class DecodeInputs:
 
     def keep(self, requests: list[Request], token_ids: torch.Tensor) -> None:
         """Remember what each request sampled, for its next step.  token_ids: int64 [len(requests)]."""
-        self.last_token_ids[self.packed[: len(requests), 1]] = token_ids
+        # -1 ends its request, but one more step may be on its way with it: any real id will do.
+        self.last_token_ids[self.packed[: len(requests), 1]] = token_ids.clamp(min=0)

@@ -1,0 +1,249 @@
+"""EngineCore.step: what goes in comes out once, on a CPU and in the GPU's rhythm, where ids are read one step late."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from glmserve.engine.core import EngineCore
+from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
+from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput
+from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.runner import model_runner
+from tests.engine.golden import GoldenCase, generate, make_engine
+from tests.models.tiny import FIXTURES, tiny_cases
+
+MakeEngine = Callable[..., EngineCore]
+MODELS = ["chatglm-tiny", "llama-tiny"]
+
+
+@pytest.fixture(params=["at once", "one step late"])
+def engine_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeEngine]:
+    """Engines on the fixture models.  Late: as on a GPU, with pretended events and pinned memory."""
+
+    def make(model: str = "chatglm-tiny", **settings: Any) -> EngineCore:
+        engine = make_engine(FIXTURES / model, device="cpu", **settings)
+        if request.param == "one step late":
+            monkeypatch.setattr(torch.cuda, "Event", mock.Mock)
+            monkeypatch.setattr(model_runner, "_to_pinned", torch.Tensor.clone)
+            engine.runner.on_gpu = True
+        return engine
+
+    yield make
+
+
+def run(engine: EngineCore, max_steps: int = 2000) -> dict[str, list[RequestOutput]]:
+    outputs: dict[str, list[RequestOutput]] = {}
+    for _ in range(max_steps):
+        if not engine.has_unfinished_requests():
+            return outputs
+        for output in engine.step():
+            outputs.setdefault(output.request_id, []).append(output)
+    raise AssertionError("the engine does not come to an end")
+
+
+def tokens_of(outputs: list[RequestOutput]) -> list[int]:
+    return [token for output in outputs for token in output.new_token_ids]
+
+
+def add(engine: EngineCore, name: str, prompt: list[int], priority: int = 0, **params: Any) -> None:
+    wanted = SamplingParams(**{"temperature": 0.0, "max_tokens": 20, "ignore_eos": True, **params})
+    engine.add_request(EngineRequest(name, prompt, wanted, time.monotonic(), priority))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_answers_in_a_tight_pool(engine_of: MakeEngine, model: str) -> None:
+    cases = tiny_cases(FIXTURES / model)
+    engine = engine_of(model, max_model_len=100, block_size=4, num_kv_blocks=31, max_num_batched_tokens=16, max_num_seqs=5)
+    for order in (cases, cases[::-1]):
+        assert generate(engine, order, ignore_eos=True) == {case.name: case.greedy_tokens for case in cases}
+    assert engine.stats().num_preemptions > 0
+
+
+def test_each_request_ends_once_and_its_last_output_says_how(engine_of: MakeEngine) -> None:
+    engine, cases = engine_of(), tiny_cases(FIXTURES / "chatglm-tiny")
+    started = time.monotonic()
+    for case in cases:
+        add(engine, case.name, case.prompt)
+    for outputs in run(engine).values():
+        assert [output.finish_reason for output in outputs] == [None] * 19 + [FinishReason.LENGTH]
+        times = outputs[-1].times
+        assert times is not None and all(output.times is None for output in outputs[:-1])
+        assert started <= times.arrival <= times.first_scheduled <= times.first_token <= times.finished <= time.monotonic()
+
+
+def test_stop_tokens_are_told_apart_from_the_model_s_own_end(engine_of: MakeEngine) -> None:
+    engine, case = engine_of(), tiny_cases(FIXTURES / "chatglm-tiny")[7]
+    assert case.greedy_tokens[2] not in case.greedy_tokens[:2]
+    add(engine, "stop token", case.prompt, stop_token_ids=[case.greedy_tokens[2]])
+    add(engine, "end token", case.prompt, logit_bias={95: 100.0}, ignore_eos=False)
+    outputs = run(engine)
+    assert tokens_of(outputs["stop token"]) == case.greedy_tokens[:3]
+    assert (outputs["stop token"][-1].finish_reason, outputs["stop token"][-1].stop_token_id) == (FinishReason.STOP, case.greedy_tokens[2])
+    assert tokens_of(outputs["end token"]) == [95]
+    assert (outputs["end token"][-1].finish_reason, outputs["end token"][-1].stop_token_id) == (FinishReason.STOP, None)
+
+
+def random_params(rng: random.Random) -> dict[str, Any]:
+    return {
+        "temperature": rng.choice([0.0, 0.7, 1.5]),
+        "top_k": rng.choice([0, 1, 20]),
+        "top_p": rng.choice([1.0, 0.8]),
+        "repetition_penalty": rng.choice([1.0, 1.3]),
+        "presence_penalty": rng.choice([0.0, 1.0]),
+        "frequency_penalty": rng.choice([0.0, 0.6]),
+        "min_tokens": rng.choice([0, 4]),
+        "logit_bias": rng.choice([{}, {95: 6.0}]),
+        "ignore_eos": rng.random() < 0.5,
+        "max_tokens": rng.randint(4, 30),
+        "seed": rng.getrandbits(32),
+        "priority": rng.choice([0, 0, 1]),
+    }
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_whatever_is_asked_company_order_and_lack_of_room_change_nothing(engine_of: MakeEngine, model: str) -> None:
+    """Random parameters, some requests given up on the way; each answer is the one it gives alone in an engine with room."""
+    rng, cases = random.Random(4), tiny_cases(FIXTURES / model)
+    plan = [(str(number), rng.choice(cases).prompt, random_params(rng)) for number in range(24)]
+    roomy = make_engine(FIXTURES / model, device="cpu")
+    alone = {}
+    for name, prompt, params in plan:
+        add(roomy, name, prompt, **params)
+        alone |= run(roomy)
+    engine = engine_of(model, max_model_len=128, block_size=4, num_kv_blocks=45, max_num_batched_tokens=32, max_num_seqs=6)
+    given_up, together = set(), {name: [] for name, _, _ in plan}
+    waiting = plan[::-1]
+    while waiting or engine.has_unfinished_requests():
+        if waiting and rng.random() < 0.5:
+            name, prompt, params = waiting.pop()
+            add(engine, name, prompt, **params)
+        if engine.scheduler.requests and rng.random() < 0.03:
+            given_up.add(name := rng.choice(list(engine.scheduler.requests)))
+            engine.abort_requests([name, "unknown"])
+        for output in engine.step():
+            assert output.request_id not in given_up, "reported after it was given up"
+            together[output.request_id].append(output)
+    assert engine.stats().num_preemptions > 0 and 0 < len(given_up) < 12
+    for name, _, _ in plan:
+        tokens, expected = tokens_of(together[name]), tokens_of(alone[name])
+        if name in given_up:
+            assert tokens == expected[: len(tokens)]
+        else:
+            assert tokens == expected
+            reasons = [output.finish_reason for output in together[name] if output.finish_reason]
+            assert reasons == [alone[name][-1].finish_reason]
+    assert engine.stats().kv_cache_usage_perc == 0.0
+
+
+def test_logprobs_come_with_their_tokens(engine_of: MakeEngine) -> None:
+    engine, cases = engine_of(), tiny_cases(FIXTURES / "chatglm-tiny")
+    for number, case in enumerate(cases):
+        add(engine, case.name, case.prompt, logprobs=number if number % 2 else None)
+    outputs = run(engine)
+    for number, case in enumerate(cases):
+        for output in outputs[case.name]:
+            if number % 2 == 0:
+                assert output.logprobs is None
+                continue
+            [entry] = output.logprobs or []
+            assert entry.token_ids[0] == output.new_token_ids[0] == entry.token_ids[1]  # greedy: the sampled one is the best
+            assert len(entry.token_ids) == len(entry.logprobs) == len(entry.ranks) == number + 1
+            assert entry.ranks == [1, *range(1, number + 1)] and entry.logprobs == sorted(entry.logprobs, reverse=True)
+
+
+@pytest.mark.parametrize("params", [{}, {"logprobs": 2}])
+def test_scores_that_are_not_numbers_end_a_llama_request_with_a_reason(engine_of: MakeEngine, params: dict[str, int]) -> None:
+    engine = engine_of("llama-tiny")
+    with torch.inference_mode():
+        engine.runner.model.norm.weight.fill_(float("nan"))  # type: ignore[attr-defined]
+    add(engine, "x", [1, 2, 3], **params)
+    [output] = run(engine)["x"]
+    assert (output.finish_reason, output.new_token_ids, output.logprobs) == (FinishReason.ERROR, [], None)
+    assert output.error is not None and "not numbers" in output.error
+    assert engine.stats().kv_cache_usage_perc == 0.0
+
+
+def test_chatglm_says_token_5_instead(engine_of: MakeEngine) -> None:
+    engine = engine_of()
+    with torch.inference_mode():
+        engine.runner.model.final_layernorm.bias.fill_(float("inf"))  # type: ignore[attr-defined]
+    add(engine, "x", [91, 94], max_tokens=3)
+    assert tokens_of(run(engine)["x"]) == [5, 5, 5]
+
+
+def test_an_id_may_come_again(engine_of: MakeEngine) -> None:
+    engine, case = engine_of(), tiny_cases(FIXTURES / "chatglm-tiny")[2]
+    add(engine, "same", case.prompt)
+    with pytest.raises(InvalidRequestError, match="already running"):
+        add(engine, "same", case.prompt)
+    for _ in range(4):
+        engine.step()
+    engine.abort_requests(["same"])
+    add(engine, "same", case.prompt)
+    assert tokens_of(run(engine)["same"]) == case.greedy_tokens
+
+
+def test_requests_without_a_seed_differ_and_follow_the_engine_s(engine_of: MakeEngine) -> None:
+    def answers(seed: int) -> list[list[int]]:
+        engine = engine_of(seed=seed)
+        for name in "ab":
+            add(engine, name, [5, 91, 94], temperature=1.5)
+        return [tokens_of(outputs) for outputs in run(engine).values()]
+
+    first = answers(1)
+    assert first[0] != first[1]
+    assert answers(1) == first and answers(2) != first
+
+
+@pytest.mark.parametrize(
+    "prompt, kind, words",
+    [
+        ([], InvalidRequestError, "empty"),
+        ([1] * 254 + [91, 94], ContextLengthError, "256"),
+        ([96, 91, 94], InvalidRequestError, "from 0 to 95"),
+        ([5, 6, 7], InvalidRequestError, "<sop>"),
+    ],
+)
+def test_requests_that_can_never_run_are_refused(prompt: list[int], kind: type[Exception], words: str) -> None:
+    engine = make_engine(FIXTURES / "chatglm-tiny", device="cpu")
+    with pytest.raises(kind, match=words):
+        add(engine, "x", prompt)
+    assert not engine.has_unfinished_requests()
+
+
+def test_the_counters_add_up(engine_of: MakeEngine) -> None:
+    engine, cases = engine_of(block_size=4), tiny_cases(FIXTURES / "chatglm-tiny")
+    for number in range(2):
+        for case in cases:
+            add(engine, f"{number} {case.name}", case.prompt)
+    assert engine.stats().num_requests_waiting == 16
+    run(engine)
+    stats = engine.stats()
+    contexts = sum(case.prompt.index(94) for case in cases)
+    assert stats.generation_tokens == 2 * 8 * 20
+    assert stats.prefix_cache_queries == 2 * sum(len(case.prompt) for case in cases)
+    assert stats.prefix_cache_hits == contexts
+    begun = sum(len(case.prompt) - 1 - case.prompt.index(94) for case in cases)  # answers begun in the prompt, computed by each request
+    assert stats.prompt_tokens == contexts + 2 * begun
+    assert (stats.num_requests_running, stats.num_requests_waiting, stats.num_preemptions) == (0, 0, 0)
+    assert stats.engine_steps >= 20 and stats.decode_seconds > 0 and stats.prefill_seconds > 0
+
+
+def test_a_step_with_nothing_to_do_is_harmless(engine_of: MakeEngine) -> None:
+    engine = engine_of()
+    assert engine.step() == [] and not engine.has_unfinished_requests()
+    assert engine.stats().engine_steps == 0
+
+
+def test_a_case_in_a_batch_of_its_own_twins(engine_of: MakeEngine) -> None:
+    engine, case = engine_of(block_size=16), tiny_cases(FIXTURES / "chatglm-tiny")[3]
+    twins = [GoldenCase(str(number), case.prompt, case.greedy_tokens, [], {}) for number in range(12)]
+    assert set(map(tuple, generate(engine, twins, ignore_eos=True).values())) == {tuple(case.greedy_tokens)}
+    assert engine.stats().prompt_tokens == case.prompt.index(94), "the context was computed once"
