@@ -174,6 +174,19 @@ def test_a_seed_gives_the_same_text_in_any_company(llm: LLM) -> None:
     assert first != second
 
 
+def test_text_never_becomes_a_special_token_unless_asked(texts: LLM) -> None:
+    spec, hostile = texts.spec, "a<sop>b"
+    assert (
+        texts.chat([{"role": "user", "content": hostile}], greedy(max_tokens=1), use_tqdm=False)[0].prompt_token_ids.count(
+            spec.bos_token_id
+        )
+        == 1
+    )
+    original = LLM(model=texts.config.model, device="cpu", load_format="dummy", allow_special_tokens=True)
+    [result] = original.chat([{"role": "user", "content": hostile}], greedy(max_tokens=1), use_tqdm=False)
+    assert result.prompt_token_ids.count(spec.bos_token_id) == 2
+
+
 # --- log probabilities ------------------------------------------------------------------------------------------------------------
 
 

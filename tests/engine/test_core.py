@@ -218,6 +218,13 @@ def test_requests_that_can_never_run_are_refused(prompt: list[int], kind: type[E
     assert not engine.has_unfinished_requests()
 
 
+@pytest.mark.parametrize("params", [{"stop_token_ids": [96]}, {"stop_token_ids": [-1], "min_tokens": 2}, {"logit_bias": {1000: 1.0}}])
+def test_token_ids_that_the_model_has_not_are_refused(params: dict[str, Any]) -> None:
+    engine = make_engine(FIXTURES / "chatglm-tiny", device="cpu")
+    with pytest.raises(InvalidRequestError, match="from 0 to 95"):
+        add(engine, "x", [91, 94], **params)
+
+
 def test_the_counters_add_up(engine_of: MakeEngine) -> None:
     engine, cases = engine_of(block_size=4), tiny_cases(FIXTURES / "chatglm-tiny")
     for number in range(2):

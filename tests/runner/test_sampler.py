@@ -229,6 +229,13 @@ def test_no_end_or_stop_token_before_min_tokens() -> None:
     assert tokens == [7, 7, EOS, EOS]
 
 
+def test_an_end_token_beyond_the_vocabulary_is_passed_over() -> None:
+    """A config.json may name one; it can never be sampled, and must not break the step."""
+    assert sample(noise(1, vocab=EOS), [request_of(0, temperature=0.0, min_tokens=2, stop_token_ids=[-3])]) == [
+        int(noise(1, vocab=EOS).argmax())
+    ]
+
+
 # --- scores that are not numbers ----------------------------------------------------------------------------------------------------
 
 

@@ -91,6 +91,12 @@ class EngineCore:
             )
         if min(token_ids) < 0 or max(token_ids) >= self.spec.vocab_size:
             raise InvalidRequestError(f"token ids must be from 0 to {self.spec.vocab_size - 1}", "prompt")
+        params = message.sampling_params
+        for name, chosen in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            if strangers := [token_id for token_id in chosen if not 0 <= token_id < self.spec.vocab_size]:
+                raise InvalidRequestError(
+                    f"{name} has the token id {strangers[0]}; this model's go from 0 to {self.spec.vocab_size - 1}", name
+                )
 
     def _collect(self, handle: StepHandle) -> list[RequestOutput]:
         result = handle.wait()

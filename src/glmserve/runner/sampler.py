@@ -61,12 +61,10 @@ class Sampler:
         self.penalties.apply(scores, requests)
         changes: list[tuple[int, int, float]] = []  # row, token id, what to add
         for row, request in enumerate(requests):
-            for token_id, bias in request.params.logit_bias.items():
-                if 0 <= token_id < self.spec.vocab_size:
-                    changes.append((row, token_id, bias))
+            changes += [(row, token_id, bias) for token_id, bias in request.params.logit_bias.items()]
             if request.num_output_tokens <= request.params.min_tokens:  # the token being sampled is counted already
-                for token_id in {*self.spec.eos_token_ids, *request.stop_token_ids}:
-                    changes.append((row, token_id, float("-inf")))
+                changes += [(row, token_id, float("-inf")) for token_id in {*self.spec.eos_token_ids, *request.stop_token_ids}]
+        changes = [change for change in changes if 0 <= change[1] < self.spec.vocab_size]  # an index beyond would end the engine
         if changes:
             rows, ids, values = zip(*changes, strict=True)
             index = torch.tensor([rows, ids], device=self.device)
