@@ -74,7 +74,8 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     pool = KVPool(spec, num_blocks, config.block_size, dtype, device)
     clock.phase("size_kv_cache")
     runner = ModelRunner(model, spec, pool, device, config.max_num_seqs, spec.max_model_len, use_graphs=not config.enforce_eager)
-    progress("capturing decode graphs")
+    if runner.graphs is not None:
+        progress("capturing decode graphs")
     runner.warm_up([size for size in _WARM_UP_SIZES if size <= config.max_num_seqs])
     clock.phase("capture_graphs")
     scheduler = _scheduler(config, spec, pool, device, max_batched_tokens)

@@ -1,22 +1,26 @@
-"""Triton where it is installed, and which of the two paths a tensor takes.
+"""Triton where it can run, and which of the two paths a tensor takes.
 
-CPU-only hosts may lack Triton; then `triton.jit` leaves the kernels as plain functions that nobody calls.
+Elsewhere `triton.jit` leaves the kernels as plain functions that nobody calls.
 With TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how tests without a GPU compare them with their twins.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-try:
+# Triton's own variable, read before its import.  Where no kernel can run, importing it costs a second and leaves noise at exit.
+_RUNS_HERE = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+
+if _RUNS_HERE:
     import triton
     import triton.language as tl
     from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:
+else:
     triton = SimpleNamespace(jit=lambda function: function, cdiv=lambda a, b: -(-a // b), knobs=None)
     tl = SimpleNamespace(constexpr=None)
     gdc_launch_dependents = gdc_wait = None
