@@ -57,3 +57,9 @@ def test_temperature_zero_is_greedy() -> None:
 def test_defaults_are_not_shared() -> None:
     SamplingParams().stop.append("leak")
     assert SamplingParams().stop == []
+
+
+@pytest.mark.parametrize("params", [{"temperature": "hot"}, {"top_p": [1]}, {"max_tokens": "many"}])
+def test_a_value_of_the_wrong_type_is_a_users_mistake(params: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="wrong type"):
+        SamplingParams(**params)

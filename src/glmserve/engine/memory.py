@@ -41,7 +41,7 @@ def check_room_for_weights(needed: int, config: EngineConfig, device: torch.devi
     if needed > available:
         raise NotEnoughMemoryError(
             f"the weights need {gib(needed)} and {device} has {gib(max(0, available))} to use: {gib(needed - available)} are missing. "
-            "Free memory on it, raise --gpu-memory-utilization, or take a larger one. Nothing is ever moved to the CPU.",
+            + _ways_to_more_memory(device),
             missing_bytes=needed - available,
         )
 
@@ -75,11 +75,16 @@ def num_kv_blocks(
     if available < one_context:
         raise NotEnoughMemoryError(
             f"the weights fit on {device}, but K/V of one full context ({spec.max_model_len} tokens, {gib(one_context)}) do not: "
-            f"{gib(one_context - available)} are missing. Lower --max-model-len, raise --gpu-memory-utilization, or take a larger GPU. "
-            "Nothing is ever moved to the CPU.",
+            f"{gib(one_context - available)} are missing. Lower --max-model-len. " + _ways_to_more_memory(device),
             missing_bytes=one_context - available,
         )
     return available // per_block
+
+
+def _ways_to_more_memory(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "Free memory on this machine, or take a larger one."
+    return "Free memory on it, raise --gpu-memory-utilization, or take a larger GPU. Nothing is ever moved to the CPU."
 
 
 def _check_room_for_pool(needed: int, available: int) -> None:

@@ -50,7 +50,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
             self.stop = [self.stop]
         if self.top_k == -1:
             self.top_k = 0
-        self._check()
+        try:
+            self._check()
+        except TypeError as error:  # a value of another type: msgspec checks them on the wire, Python callers nobody
+            raise InvalidRequestError(f"a sampling parameter has a value of the wrong type: {error}") from error
 
     def _check(self) -> None:
         def require(ok: bool, param: str, message: str) -> None:
