@@ -33,7 +33,7 @@ def paged_prefill_attention(
     """
     num_heads, head_dim = query.shape[1:]
     num_kv_heads = key_cache.shape[2]
-    assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both; two would not fit the registers
+    assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both, which saves registers
     out = torch.empty_like(query)
     precise = query.dtype == torch.float32
     queries, keys = (32, 32) if precise else (128 if _has_room_for_wide_tiles(query.device) else 64, 64)

@@ -6,6 +6,7 @@ last chunk, logprobs, token ids) goes through the encoder as a whole.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class AnswerFrame:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
 
-class _OpenAIStream:
+class _OpenAIStream(ABC):
     """The common half of both writers: they differ in how a choice is written."""
 
     kind: str
@@ -87,12 +88,13 @@ class _OpenAIStream:
             chunk["usage"] = None
         return chunk
 
+    @abstractmethod
     def _first(self, index: int) -> bytes:
         """What goes before the first chunk of a choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _choice(self, delta: ChoiceDelta) -> dict[str, Any]:
-        raise NotImplementedError
+        """The choice of one chunk."""
 
     def _choice_end(self, delta: ChoiceDelta) -> dict[str, Any]:
         ids = {"token_ids": delta.token_ids} if self._frame.with_token_ids else {}
