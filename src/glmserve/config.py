@@ -47,6 +47,11 @@ class ModelSettings(Settings):
 class BatchSettings(Settings):
     """Batching and memory"""
 
+    batching: Literal["serial", "async", "window", "continuous"] = Field(
+        "continuous",
+        description="Who runs together: one request end to end, one after the other, those of one window, or whoever fits (docs/ladder.md).",
+    )
+    batching_window: float = Field(0.05, ge=0, le=60, description="How many seconds --batching window gathers requests.")
     max_num_seqs: int = Field(256, ge=1, le=4096, description="Most sequences in one step.")
     max_num_batched_tokens: int | None = Field(
         None, ge=16, description="Most prompt tokens in one step. Default: 8192 on a GPU, 2048 on a CPU."
@@ -59,6 +64,9 @@ class BatchSettings(Settings):
     num_kv_blocks: int | None = Field(None, ge=2, description="Exact number of K/V blocks, for tests.")
     enable_prefix_caching: bool = Field(True, description="Reuse K/V of identical contexts and shared prefixes.")
     enforce_eager: bool = Field(False, description="No CUDA graphs.")
+    kernels: Literal["fused", "plain"] = Field(
+        "fused", description="plain: torch's own operations on a GPU too, but for attention, to see what the fused kernels bring."
+    )
     aging_seconds: float = Field(5.0, gt=0, description="A waiting request gains one priority class each time this long passes.")
     num_threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Default: torch's.")
 
@@ -75,6 +83,7 @@ class HttpSettings(Settings):
     served_model_name: str | None = Field(None, description="Name clients use. Default: the model folder's name.")
     api_key: tuple[str, ...] = Field((), description="Key that clients must send as a Bearer token; may be repeated. Default: open.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level of the log.")
+    web: bool = Field(True, description="Serve the web page at /: chat and dashboard.")
 
     @field_validator("api_key", mode="before")
     @classmethod

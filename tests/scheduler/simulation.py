@@ -13,6 +13,7 @@ from glmserve.models.spec import ModelSpec
 from glmserve.protocol.messages import EngineRequest, FinishReason
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.scheduler.batch import ScheduledBatch
+from glmserve.scheduler.batching import Mode, batching_of
 from glmserve.scheduler.block_pool import BlockPool
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
 from glmserve.scheduler.request import Request
@@ -45,6 +46,8 @@ class Settings:
     lag: int = 0
     run_length: int = 1
     max_model_len: int = 64
+    batching: Mode = "continuous"
+    window: float = 2.5  # seconds; a step takes one
 
 
 @dataclass
@@ -62,8 +65,9 @@ class Simulation:
         self.pool = BlockPool(settings.num_blocks + 1, settings.run_length)
         cache = KVCacheManager(self.pool, settings.block_size, settings.attention == "prefix", settings.caching)
         self.scheduler = Scheduler(
-            self.spec, cache, settings.max_num_seqs, settings.max_num_batched_tokens, aging_seconds=10.0, clock=lambda: self.now
-        )
+            self.spec, cache, settings.max_num_seqs, settings.max_num_batched_tokens, aging_seconds=10.0, clock=lambda: self.now,
+            batching=batching_of(settings.batching, settings.window, settings.max_num_seqs),
+        )  # fmt: skip
         self.requests: dict[str, Request] = {}
         self._slots: dict[int, bytes] = {}  # slot -> digest of the history that its K/V depends on
         self._tokens: dict[str, list[int]] = {}  # what the device knows of each sequence
@@ -125,6 +129,8 @@ class Simulation:
         assert all(self.scheduler.running.get(request.request_id) is request for request in members), "scheduled but not running"
         if batch.num_tokens > self.settings.max_num_batched_tokens and batch.is_prefill:
             assert len(batch.chunks) == 1 and not batch.chunks[0].causal, "only a lone context may exceed the budget"
+        if self.settings.batching in ("serial", "async"):
+            assert len(members) == 1, "two requests in one step"
 
     def _execute(self, batch: ScheduledBatch) -> list[int]:
         copied = {destination: [self._slots.get(slot) for slot in self._block_slots(source)] for source, destination in batch.block_copies}

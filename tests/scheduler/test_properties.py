@@ -73,6 +73,8 @@ def engines(draw: st.DrawFn) -> Settings:
         lag=draw(st.sampled_from([0, 1])),
         run_length=draw(st.sampled_from([1, smallest])),
         max_model_len=MAX_MODEL_LEN,
+        batching=draw(st.sampled_from(["continuous", "continuous", "window", "async", "serial"])),
+        window=draw(st.sampled_from([0.0, 2.5])),
     )
 
 

@@ -18,6 +18,7 @@ from glmserve.protocol.messages import EngineReady
 from glmserve.runner.kv_pool import KVPool
 from glmserve.runner.loader import Progress, build_model, fill_with_noise, load_weights, pack_for_cpu, parameter_bytes
 from glmserve.runner.model_runner import ModelRunner
+from glmserve.scheduler.batching import batching_of
 from glmserve.scheduler.block_pool import BlockPool
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
 from glmserve.scheduler.scheduler import Scheduler
@@ -121,7 +122,8 @@ def _scheduler(config: EngineConfig, spec: ModelSpec, pool: KVPool, device: torc
     kv_cache = KVCacheManager(
         BlockPool(pool.num_blocks, run_length), config.block_size, spec.attention == "prefix", config.enable_prefix_caching
     )
-    return Scheduler(spec, kv_cache, config.max_num_seqs, max_batched_tokens, config.aging_seconds)
+    batching = batching_of(config.batching, config.batching_window, config.max_num_seqs)
+    return Scheduler(spec, kv_cache, config.max_num_seqs, max_batched_tokens, config.aging_seconds, batching=batching)
 
 
 def _placement_of_weights(model: Model, spec: ModelSpec, device: torch.device) -> tuple[int, list[list[str]]]:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.messages import FinishReason
 from glmserve.scheduler.batch import PrefillChunk, ScheduledBatch
+from glmserve.scheduler.batching import Batching, ContinuousBatching
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
 from glmserve.scheduler.request import Request
 
@@ -35,12 +36,14 @@ class Scheduler:
         max_num_batched_tokens: int,
         aging_seconds: float,
         clock: Callable[[], float] = time.monotonic,
+        batching: Batching | None = None,
     ) -> None:
         self.spec = spec
         self.kv_cache = kv_cache
         self.max_num_batched_tokens = max_num_batched_tokens
         self.aging_seconds = aging_seconds
         self.clock = clock
+        self.batching = batching or ContinuousBatching()
         self.running: dict[str, Request] = {}
         self.waiting: list[tuple[float, int, Request]] = []  # a heap by virtual arrival
         self.requests: dict[str, Request] = {}
@@ -114,6 +117,8 @@ class Scheduler:
             if request.finish_reason is not None or request.request_id in self.running:
                 heapq.heappop(self.waiting)
                 continue
+            if not self.batching.admits(request, self.running, self.requests, self.clock()):
+                break
             key = self.kv_cache.context_key(request)
             if key in contexts_under_way:  # its twin is being computed: next step it costs nothing
                 postponed.append(heapq.heappop(self.waiting))
