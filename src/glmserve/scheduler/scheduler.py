@@ -48,6 +48,7 @@ class Scheduler:
         self.waiting: list[tuple[float, int, Request]] = []  # a heap by virtual arrival
         self.requests: dict[str, Request] = {}
         self.num_preemptions = 0
+        self.held_back = False  # the batching policy, not memory, kept the first in the queue waiting in the last plan
         self._sequence = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._eos = frozenset(spec.eos_token_ids)
@@ -71,6 +72,7 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch | None:
         """Plan one step, or None when nothing can be computed now."""
+        self.held_back = False
         # After a prompt the running streams have their token first.
         batch = self._schedule_decode() if self._last_was_prefill else None
         # Last, decode once more: a request whose context was cached is admitted without any prompt to compute.
@@ -118,6 +120,7 @@ class Scheduler:
                 heapq.heappop(self.waiting)
                 continue
             if not self.batching.admits(request, self.running, self.requests, self.clock()):
+                self.held_back = True
                 break
             key = self.kv_cache.context_key(request)
             if key in contexts_under_way:  # its twin is being computed: next step it costs nothing
