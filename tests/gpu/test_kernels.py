@@ -35,7 +35,15 @@ def test_rotary_store(dtype: torch.dtype, num_tokens: int, heads: int, kv_heads:
 
 @pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("splits", [1, 3, None])
-@pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64), (32, 2, 128)])
+@pytest.mark.parametrize("heads,dim,axes", [(32, 128, 2), (4, 16, 2), (2, 8, 2), (6, 64, 1)])
+@pytest.mark.parametrize("seq_lens", [[1], [1900], [1, 15, 0, 16, 17, 64, 65, 257, 1000]], ids=["one", "long", "mixed"])
+def test_full_heads_decode(dtype: torch.dtype, seq_lens: list[int], heads: int, dim: int, axes: int, splits: int | None, by_head: bool) -> None:
+    cases.check_full_heads_decode(Device("cuda", dtype, seed=dim), seq_lens, heads, dim, axes, 16, by_head, splits)
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+@pytest.mark.parametrize("splits", [1, 3, None])
+@pytest.mark.parametrize("heads,kv_heads,dim", [(9, 3, 64), (32, 2, 128)])
 @pytest.mark.parametrize("seq_lens", [[1], [1900], [1, 15, 16, 17, 64, 65, 257, 1000]], ids=["one", "long", "mixed"])
 def test_decode_attention(
     dtype: torch.dtype, seq_lens: list[int], heads: int, kv_heads: int, dim: int, splits: int | None, by_head: bool
@@ -54,6 +62,12 @@ def test_prefill_attention(
 ) -> None:
     for by_head in (False, True):
         cases.check_prefill(Device("cuda", dtype, seed=dim), query_lens, seq_lens, causal, heads, kv_heads, dim, by_head)
+
+
+@pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64)])
+@pytest.mark.parametrize("seq_lens,causal", [([1], [False]), ([1900], [False]), ([3, 129, 64, 1], [False, True, True, False])])
+def test_dense_prefill(dtype: torch.dtype, seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int) -> None:
+    cases.check_dense_prefill(Device("cuda", dtype, seed=dim), seq_lens, causal, heads, kv_heads, dim)
 
 
 @pytest.mark.parametrize("gelu", [False, True])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glmserve.kernels import activation, norm, one_row_linear, paged_attention, paged_decode, paged_prefill, rotary_store
+from glmserve.kernels import activation, dense_prefill, full_heads_decode, norm, one_row_linear, paged_attention, paged_decode, paged_prefill, rotary_store
 
 # ||out - twin|| / ||twin||; NaN never passes
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -83,9 +83,9 @@ def check_rotary_store(on: Device, num_tokens: int, heads: int, kv_heads: int, d
     slots = (torch.randperm((num_blocks - 1) * block_size, generator=on.generator)[:num_tokens] + block_size).to(on.name)
     cache = paged_cache(on, num_blocks, block_size, kv_heads, dim, by_head)
     twin = tuple(tensor.clone() for tensor in cache)
-    query = rotary_store.rotate_and_store_triton(qkv, angles.cos(), angles.sin(), *cache, slots, heads)
     reference = rotary_store.rotate_and_store_torch(qkv, angles.cos(), angles.sin(), *twin, slots, heads)
-    assert_close(query, reference, on.dtype)
+    rotated = rotary_store.rotate_and_store_triton(qkv, angles.cos(), angles.sin(), *cache, slots, heads)
+    assert_close(rotated, reference, on.dtype)
     assert_close(cache[0], twin[0], on.dtype)
     assert torch.equal(cache[1], twin[1])
 
@@ -104,6 +104,46 @@ def check_decode(
         query.float(), key.float(), value.float(), tables, ones, seq_lens, [True] * len(seq_lens), dim**-0.5
     )
     assert_close(out, reference, on.dtype)
+
+
+def check_full_heads_decode(
+    on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool, splits: int | None
+) -> None:
+    """Sequence length 0 is an unused row: its output is not looked at."""
+    tables, num_blocks = _tables(on, seq_lens, block_size)
+    cache = paged_cache(on, num_blocks, block_size, heads, dim, by_head)
+    cache[0][0], cache[1][0] = float("nan"), float("nan")
+    qkv = on.randn(len(seq_lens), 3 * heads, dim)
+    angles = on.randn(len(seq_lens), axes, dim // (2 * axes), dtype=torch.float32) * 10
+    newest = [max(seq_len - 1, 0) for seq_len in seq_lens]
+    slots = torch.tensor([int(tables[row, at // block_size]) * block_size + at % block_size for row, at in enumerate(newest)], device=on.name)
+    lens = torch.tensor(seq_lens, dtype=torch.int32, device=on.name)
+    twin = tuple(tensor.clone() for tensor in cache)
+    rotated = rotary_store.rotate_and_store_torch(qkv, angles.cos(), angles.sin(), *twin, slots, heads)
+    used = [row for row, seq_len in enumerate(seq_lens) if seq_len]
+    ones, lengths = [1] * len(used), [seq_lens[row] for row in used]
+    reference = paged_attention.paged_attention_torch(
+        rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [True] * len(used), dim**-0.5
+    )
+    out = full_heads_decode.full_heads_decode(qkv, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, splits)
+    assert_close(out[used], reference, on.dtype)
+    for written, expected in zip(cache, twin, strict=True):
+        assert_close(written[1:], expected[1:], on.dtype)
+
+
+def check_dense_prefill(on: Device, seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int) -> None:
+    qkv = on.randn(sum(seq_lens), heads + 2 * kv_heads, dim)
+    query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
+    starts = torch.tensor([0, *seq_lens], device=on.name).cumsum(0).int()
+    flags = torch.tensor(causal, dtype=torch.int32, device=on.name)
+    out = dense_prefill.dense_prefill_attention(query, key, value, starts, flags, max(seq_lens), dim**-0.5)
+    pieces = []
+    for start, seq_len, is_causal in zip(starts.tolist(), seq_lens, causal, strict=False):
+        rows = slice(start, start + seq_len)
+        grouped = [part[rows].float().transpose(0, 1)[None] for part in (query, key, value)]
+        mixed = torch.nn.functional.scaled_dot_product_attention(*grouped, is_causal=is_causal, enable_gqa=True)
+        pieces.append(mixed[0].transpose(0, 1))
+    assert_close(out, torch.cat(pieces), on.dtype)
 
 
 def check_prefill(

@@ -35,13 +35,16 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "one_row_linear":
             cases.check_one_row_linear(on, 96, 70, with_bias=by_head, gelu=by_head)
             cases.check_one_row_linear(on, 80, 70, with_bias=not by_head, gelu=by_head)
-        case "decode":
-            cases.check_decode(on, [1, 17, 70], 2, 2, 8, 16, by_head, splits=1)
-            cases.check_decode(on, [33], 1, 1, 128, 16, by_head, splits=1)
-        case "decode_split":
-            cases.check_decode(on, [1, 130, 260], 2, 2, 16, 16, by_head, splits=3)
+        case "full_heads_decode":
+            cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=1)
+            cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=1)
+        case "full_heads_decode_split":
+            cases.check_full_heads_decode(on, [1, 0, 130, 260], 2, 24, 1, 16, by_head, splits=3)
         case "decode_grouped":
             cases.check_decode(on, [5, 80], 6, 2, 64, 32, by_head, splits=2)
+        case "dense_prefill":
+            cases.check_dense_prefill(on, [3, 70, 1], [False, True, True], 2, 2 if by_head else 1, 16)
+            cases.check_dense_prefill(on, [131, 64], [False, False], 1, 1, 24)
         case "prefill":
             cases.check_prefill(on, [3, 40, 9], [3, 40, 30], [False, True, True], 2, 2, 16, by_head)
         case "prefill_grouped":

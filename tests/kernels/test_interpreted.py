@@ -16,9 +16,10 @@ CASES = [
     "activations",
     "rotary_store",
     "one_row_linear",
-    "decode",
-    "decode_split",
+    "full_heads_decode",
+    "full_heads_decode_split",
     "decode_grouped",
+    "dense_prefill",
     "prefill",
     "prefill_grouped",
 ]

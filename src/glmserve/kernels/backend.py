@@ -31,6 +31,7 @@ __all__ = [
     "early_start",
     "gdc_launch_dependents",
     "gdc_wait",
+    "has_large_shared_memory",
     "interpreting",
     "next_power_of_2",
     "tl",
@@ -63,6 +64,12 @@ def early_start(x: torch.Tensor) -> dict[str, bool]:
 @functools.cache
 def _has_early_start(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@functools.cache
+def has_large_shared_memory(device: torch.device) -> bool:
+    """Whether three stages of 64 keys and values of 128 numbers fit: on A100 and Hopper, not on sm_86 and sm_89."""
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor >= 160 * 1024
 
 
 def next_power_of_2(value: int) -> int:

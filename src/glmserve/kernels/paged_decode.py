@@ -1,9 +1,8 @@
-"""Attention of one new token a sequence over its paged K/V: the kernel that moves most of a busy step's bytes.
+"""Attention of one new token a sequence over its paged K/V, for grouped heads (Llama): the kernel that moves most of a busy step's bytes.
 
-One program serves one (sequence, K/V head, split of the keys).  Where sequences times heads do not fill the chip, the keys are split
-over several programs, and a second kernel merges their parts.  Full heads (ChatGLM-6B) and grouped ones have a kernel each: one key
-serves one query there, so there is nothing for the matrix units to do, and the kernel is a stream of K/V that keeps each lane's softmax
-apart until the end.  Twin: `paged_attention_torch`.
+One program serves one (sequence, K/V head, split of the keys) and all query heads of that group, through the matrix units.  Where
+sequences times heads do not fill the chip, the keys are split over several programs, and a second kernel merges their parts.
+Full heads have a kernel of their own (full_heads_decode).  Twin: `paged_attention_torch`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wai
 # Measured on an H200 (benchmarks/RESULTS.md, "decode attention"): fewer programs leave memory idle, more only cost merging.
 _PROGRAMS_WANTED = 1024
 _MAX_SPLITS = 32
-_KEYS_FULL_HEADS = 16
-_KEYS_GROUPED = 64
+_KEYS = 64
 
 
 def num_key_splits(num_seqs: int, num_kv_heads: int) -> int:
@@ -49,75 +47,27 @@ def paged_decode_attention(
     part_scales = query.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
     caches = (key_cache, value_cache, block_tables, seq_lens, out, parts, part_scales, scale * 1.4426950408889634)
     strides = (query.stride(0), query.stride(1), *key_cache.stride()[:3], block_tables.stride(0), num_heads)
-    grid = (num_kv_heads, num_seqs, splits)
-    early = early_start(query)
-    if group == 1:
-        _full_heads_kernel[grid](
-            query, *caches, *strides, HEAD_DIM=head_dim, DIM_BLOCK=dim_block, BLOCK_SIZE=block_size, KEYS=_KEYS_FULL_HEADS, SPLITS=splits,
-            num_warps=2, **early,
-        )  # fmt: skip
-    else:
-        _grouped_heads_kernel[grid](
-            query, *caches, *strides, GROUP=group, GROUP_BLOCK=max(16, next_power_of_2(group)), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
-            BLOCK_SIZE=block_size, KEYS=_KEYS_GROUPED, SPLITS=splits, FLOAT32_DOT=query.dtype == torch.float32 or interpreting(),
-            num_warps=4, num_stages=3, **early,
-        )  # fmt: skip
-    if splits > 1:
-        _merge_splits_kernel[(num_seqs * num_heads,)](
-            parts, part_scales, out,
-            HEAD_DIM=head_dim, DIM_BLOCK=dim_block, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits), num_warps=1, **early,
-        )  # fmt: skip
+    _grouped_heads_kernel[(num_kv_heads, num_seqs, splits)](
+        query, *caches, *strides, GROUP=group, GROUP_BLOCK=max(16, next_power_of_2(group)), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
+        BLOCK_SIZE=block_size, KEYS=_KEYS, SPLITS=splits, FLOAT32_DOT=query.dtype == torch.float32 or interpreting(),
+        num_warps=4, num_stages=3, **early_start(query),
+    )  # fmt: skip
+    return merge_splits(parts, part_scales, out) if splits > 1 else out
+
+
+def merge_splits(parts: torch.Tensor, part_scales: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Put the splits of each head's keys together into `out` [num_seqs, num_heads, head_dim], and return it.
+
+    parts: float32 [num_seqs, num_heads, splits, head_dim], each split's own softmax mix; part_scales: float32 [num_seqs, num_heads,
+    splits], log2 of the sum of its weights.
+    """
+    num_seqs, num_heads, splits, head_dim = parts.shape
+    _merge_splits_kernel[(num_seqs * num_heads,)](
+        parts, part_scales, out,
+        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits),
+        num_warps=1, **early_start(out),
+    )  # fmt: skip
     return out
-
-
-@triton.jit
-def _full_heads_kernel(
-    query_ptr, key_ptr, value_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
-    scale_log2, query_s0, query_s1, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
-    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
-    EARLY: tl.constexpr,
-):  # fmt: skip
-    head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
-    seq_len = tl.load(seq_len_ptr + seq)
-    keys_a_split = tl.cdiv(tl.cdiv(seq_len, SPLITS), KEYS) * KEYS
-    start = split * keys_a_split
-    stop = tl.minimum(seq_len, start + keys_a_split)
-    dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
-    dim_inside = dim < HEAD_DIM
-    query = tl.load(query_ptr + seq.to(tl.int64) * query_s0 + head * query_s1 + dim, mask=dim_inside, other=0.0).to(tl.float32) * scale_log2
-    # Each lane is a softmax of its own over every KEYS-th key: no exchange between threads inside the loop but for q.k itself.
-    best = tl.full([KEYS], -1e30, tl.float32)
-    total = tl.zeros([KEYS], tl.float32)
-    mix = tl.zeros([KEYS, DIM_BLOCK], tl.float32)
-    for first in tl.range(start, stop, KEYS, num_stages=2):
-        token = first + lane
-        inside = token < stop
-        block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-        offset = token % BLOCK_SIZE
-        loaded = inside[:, None] & dim_inside[None, :]
-        at = (block * cache_s0 + offset * cache_s1 + head * cache_s2)[:, None] + dim[None, :]
-        key = tl.load(key_ptr + at, mask=loaded, other=0.0)
-        value = tl.load(value_ptr + at, mask=loaded, other=0.0)
-        score = tl.where(inside, tl.sum(query[None, :] * key.to(tl.float32), axis=1), -1e30)
-        new_best = tl.maximum(best, score)
-        weight = tl.where(inside, tl.exp2(score - new_best), 0.0)
-        shrink = tl.exp2(best - new_best)
-        total = total * shrink + weight
-        mix = mix * shrink[:, None] + weight[:, None] * value.to(tl.float32)
-        best = new_best
-    best_lane = tl.max(best, axis=0)
-    share = tl.exp2(best - best_lane)
-    sum_all = tl.sum(total * share, axis=0)
-    mixed = tl.sum(mix * share[:, None], axis=0) / tl.maximum(sum_all, 1e-30)
-    row = seq.to(tl.int64) * num_heads + head
-    if SPLITS == 1:
-        tl.store(out_ptr + row * HEAD_DIM + dim, mixed.to(out_ptr.dtype.element_ty), mask=dim_inside)
-    else:
-        tl.store(part_ptr + (row * SPLITS + split) * HEAD_DIM + dim, mixed, mask=dim_inside)
-        tl.store(part_scale_ptr + row * SPLITS + split, tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30))
 
 
 @triton.jit

@@ -6,11 +6,9 @@ Each sequence says for itself whether it is causal: a ChatGLM-6B context is not,
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from glmserve.kernels.backend import interpreting, next_power_of_2, tl, triton
+from glmserve.kernels.backend import has_large_shared_memory, interpreting, next_power_of_2, tl, triton
 
 
 def paged_prefill_attention(
@@ -36,21 +34,15 @@ def paged_prefill_attention(
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both, which saves registers
     out = torch.empty_like(query)
     precise = query.dtype == torch.float32
-    queries, keys = (32, 32) if precise else (128 if _has_room_for_wide_tiles(query.device) else 64, 64)
+    queries = keys = 32 if precise else 64
     _paged_prefill_kernel[(triton.cdiv(max_query_len, queries), num_heads, seq_lens.shape[0])](
         query, key_cache, value_cache, block_tables, query_starts, seq_lens, causal, out,
         scale * 1.4426950408889634, query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         *key_cache.stride()[:3], block_tables.stride(0), num_heads // num_kv_heads,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), BLOCK_SIZE=key_cache.shape[1], QUERIES=queries, KEYS=keys,
-        FLOAT32_DOT=precise or interpreting(), num_warps=4, num_stages=2,
+        FLOAT32_DOT=precise or interpreting(), num_warps=4, num_stages=3 if has_large_shared_memory(query.device) else 2,
     )  # fmt: skip
     return out
-
-
-@functools.cache
-def _has_room_for_wide_tiles(device: torch.device) -> bool:
-    """Whether shared memory holds 128 queries and two stages of 64 keys and values: on A100 and Hopper, not on sm_86 and sm_89."""
-    return device.type == "cuda" and torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor >= 160 * 1024
 
 
 @triton.jit

@@ -18,9 +18,10 @@ def rotate_and_store(
     slot_mapping: torch.Tensor,
     num_heads: int,
 ) -> torch.Tensor:
-    """Returns the rotated queries [num_tokens, num_heads, head_dim]; keys (rotated) and values go to their slots.
+    """Returns the rotated queries and keys [num_tokens, num_heads + num_kv_heads, head_dim]; keys and values also go to their slots.
 
-    qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim], heads of q, then k, then v.
+    qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim], heads of q, then k, then v; on a GPU rotated in place, and what is
+    returned is a part of it.
     cos, sin: float32 [num_tokens, axes, pairs] with head_dim = axes * 2 * pairs.  The head dim is cut into `axes` parts, one a position
     axis; inside a part, element i turns with element i + pairs ("rotate half").  Two axes: ChatGLM-6B; one: Llama.
     key_cache, value_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides.
@@ -45,7 +46,7 @@ def rotate_and_store_torch(
     rotated = _rotate(qkv[:, :num_rotated], cos, sin)
     _store(key_cache, slot_mapping, rotated[:, num_heads:])
     _store(value_cache, slot_mapping, qkv[:, num_rotated:])
-    return rotated[:, :num_heads]
+    return rotated
 
 
 def _store(cache: torch.Tensor, slot_mapping: torch.Tensor, heads: torch.Tensor) -> None:
@@ -77,25 +78,24 @@ def rotate_and_store_triton(
     slot_mapping: torch.Tensor,
     num_heads: int,
 ) -> torch.Tensor:
-    """The Triton path of `rotate_and_store`: one program a token and a few heads, all q, all k or all v."""
+    """The Triton path of `rotate_and_store`, in place: one program a token and a few heads, all q, all k or all v."""
     num_tokens, _, head_dim = qkv.shape
     num_kv_heads = key_cache.shape[2]
     assert cos.is_contiguous() and sin.is_contiguous()
-    query = qkv.new_empty((num_tokens, num_heads, head_dim))
     heads = min(_HEADS_A_PROGRAM, next_power_of_2(num_kv_heads))
     query_tiles, kv_tiles = triton.cdiv(num_heads, heads), triton.cdiv(num_kv_heads, heads)
     _rotate_and_store_kernel[(num_tokens, query_tiles + 2 * kv_tiles)](
-        qkv, cos, sin, query, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads, query_tiles, kv_tiles,
+        qkv, cos, sin, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads, query_tiles, kv_tiles,
         qkv.stride(0), *key_cache.stride(), *value_cache.stride(),
         BLOCK_SIZE=key_cache.shape[1], AXES=cos.shape[1], PAIRS=cos.shape[2], HALF=next_power_of_2(head_dim // 2), HEADS=heads,
         num_warps=max(1, min(4, heads // 4)), **early_start(qkv),
     )  # fmt: skip
-    return query
+    return qkv[:, : num_heads + num_kv_heads]
 
 
 @triton.jit
 def _rotate_and_store_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, query_ptr, key_ptr, value_ptr, slot_ptr, num_heads, num_kv_heads, query_tiles, kv_tiles,
+    qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, num_heads, num_kv_heads, query_tiles, kv_tiles,
     qkv_stride, key_s0, key_s1, key_s2, key_s3, value_s0, value_s1, value_s2, value_s3,
     BLOCK_SIZE: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -122,11 +122,9 @@ def _rotate_and_store_kernel(
         y2 = x2.to(tl.float32) * cos + x1.to(tl.float32) * sin
         x1 = y1.to(qkv_ptr.dtype.element_ty)
         x2 = y2.to(qkv_ptr.dtype.element_ty)
-    if kind == 0:
-        target = query_ptr + (token.to(tl.int64) * num_heads + head[:, None]) * HEAD_DIM
-        tl.store(target + first[None, :], x1, mask=inside)
-        tl.store(target + second[None, :], x2, mask=inside)
-    else:
+        tl.store(source + first[None, :], x1, mask=inside)
+        tl.store(source + second[None, :], x2, mask=inside)
+    if kind > 0:
         slot = tl.load(slot_ptr + token)
         block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
         if kind == 1:

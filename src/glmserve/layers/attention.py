@@ -11,6 +11,8 @@ import torch
 
 from glmserve.kernels.backend import use_triton
 from glmserve.kernels.decode_rectangle import DecodeRectangle, attend_rectangle, decode_rectangle
+from glmserve.kernels.dense_prefill import dense_prefill_attention
+from glmserve.kernels.full_heads_decode import full_heads_decode
 from glmserve.kernels.paged_attention import paged_attention_torch
 from glmserve.kernels.paged_decode import paged_decode_attention
 from glmserve.kernels.paged_prefill import paged_prefill_attention
@@ -42,7 +44,7 @@ class AttentionMetadata:
 
     cos, sin: float32 [num_tokens, axes, pairs]; slot_mapping: int64 [num_tokens]; block_tables: int32 [num_seqs, max_blocks];
     seq_lens: int32 [num_seqs], all tokens up to the newest; query_starts: int32 [num_seqs + 1] and causal: int32 [num_seqs] in prefill
-    steps alone.
+    steps alone; whole: every sequence of a prefill step starts at its first token, so its keys are all in the step itself.
     """
 
     cos: torch.Tensor
@@ -53,18 +55,32 @@ class AttentionMetadata:
     query_starts: torch.Tensor | None = None
     causal: torch.Tensor | None = None
     max_query_len: int = 1
+    whole: bool = False
     host: HostSequences = field(default_factory=lambda: HostSequences([], [], [], []))
 
 
 def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float) -> torch.Tensor:
-    """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim]."""
-    query = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
-    if not use_triton(query):
+    """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim].
+
+    On a GPU `qkv` may be overwritten.
+    """
+    decodes = metadata.query_starts is None
+    if decodes and use_triton(qkv) and qkv.shape[1] == 3 * num_heads:
+        out = full_heads_decode(
+            qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens, scale
+        )
+        return out.reshape(out.shape[0], -1)
+    rotated = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
+    query, key, value = rotated[:, :num_heads], rotated[:, num_heads:], qkv[:, rotated.shape[1] :]
+    if not use_triton(qkv):
         out = _attention_on_cpu(query, cache, metadata, scale)
-    elif metadata.query_starts is None:
+    elif decodes:
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
+    elif metadata.whole:
+        assert metadata.query_starts is not None and metadata.causal is not None
+        out = dense_prefill_attention(query, key, value, metadata.query_starts, metadata.causal, metadata.max_query_len, scale)
     else:
-        assert metadata.causal is not None
+        assert metadata.query_starts is not None and metadata.causal is not None
         out = paged_prefill_attention(
             query, cache.key, cache.value, metadata.block_tables, metadata.query_starts, metadata.seq_lens, metadata.causal,
             metadata.max_query_len, scale,

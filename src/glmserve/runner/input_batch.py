@@ -51,6 +51,7 @@ def prefill_inputs(chunks: list[PrefillChunk], block_size: int, rotary: RotaryTa
         query_starts=send(np.cumsum([0, *query_lens], dtype=np.int32)),
         causal=send(np.array(causal, dtype=np.int32)),
         max_query_len=max(query_lens),
+        whole=query_lens == seq_lens,
         host=HostSequences(tables, query_lens, seq_lens, causal),
     )
     return PrefillInputs(send(np.concatenate(token_ids).astype(np.int64)), metadata)

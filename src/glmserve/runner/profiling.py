@@ -44,5 +44,6 @@ def _full_prefill(
         query_starts=torch.tensor([0, *query_lens], device=device).cumsum(0).int(),
         causal=torch.zeros(num_seqs, dtype=torch.int32, device=device),
         max_query_len=max(query_lens),
+        whole=True,
     )
     return torch.zeros(num_tokens, dtype=torch.int64, device=device), metadata

@@ -1,0 +1,132 @@
+"""One new token a sequence, full heads (ChatGLM-6B): rotate its query and key, store its key and value, attend.  One pass over q|k|v.
+
+A program serves one (head, sequence, split of the keys).  One key serves one query here, so there is nothing for the matrix units to do:
+the kernel is a stream of K/V that keeps each lane's softmax apart until the end.  The newest key and value come from q|k|v and not from
+the cache; the program of the last split writes them there.  Where sequences times heads do not fill the chip the keys are split, and
+`merge_splits` puts the parts together.  Twin: `rotate_and_store_torch`, then `paged_attention_torch`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton
+from glmserve.kernels.paged_decode import merge_splits, num_key_splits
+
+_KEYS = 16  # a program's keys a round; measured on an H200 (benchmarks/RESULTS.md, "decode attention")
+
+
+def full_heads_decode(
+    qkv: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    num_splits: int | None = None,
+) -> torch.Tensor:
+    """softmax(q k^T * scale) v of each sequence's newest token, whose K and V go to their slot: [num_seqs, num_heads, head_dim].
+
+    qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v; cos, sin: float32 [num_seqs, axes, pairs], contiguous, as in
+    `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal strides, a dense last axis; slot_mapping: int64
+    [num_seqs]; block_tables: int32 [num_seqs, max_blocks]; seq_lens: int32 [num_seqs], the newest token included, 0 for an unused row.
+    """
+    num_seqs, heads_of_three, head_dim = qkv.shape
+    num_heads = heads_of_three // 3
+    splits = num_splits or num_key_splits(num_seqs, num_heads)
+    assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
+    assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
+    out = qkv.new_empty((num_seqs, num_heads, head_dim))
+    parts = qkv.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32) if splits > 1 else out
+    part_scales = qkv.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
+    _full_heads_kernel[(num_heads, num_seqs, splits)](
+        qkv, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, parts, part_scales,
+        scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0), num_heads,
+        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
+        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, SPLITS=splits, num_warps=2, **early_start(qkv),
+    )  # fmt: skip
+    return merge_splits(parts, part_scales, out) if splits > 1 else out
+
+
+@triton.jit
+def _full_heads_kernel(
+    qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
+    scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    KEYS: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
+    dim_inside = dim < HEAD_DIM
+    # "Rotate half" in each axis' part of the head: element i turns with element i + PAIRS of its part.
+    place = dim % (2 * PAIRS)
+    other = dim - place + (place + PAIRS) % (2 * PAIRS)
+    sign = tl.where(place < PAIRS, -1.0, 1.0)
+    angle = dim // (2 * PAIRS) * PAIRS + place % PAIRS
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    cos = tl.load(cos_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0)
+    sin = tl.load(sin_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0) * sign
+    query_at = qkv_ptr + seq.to(tl.int64) * qkv_stride + head * HEAD_DIM
+    query = _turned(query_at, dim, other, dim_inside, cos, sin) * scale_log2
+    seq_len = tl.load(seq_len_ptr + seq)
+    num_old = tl.maximum(seq_len - 1, 0)
+    keys_a_split = tl.cdiv(tl.cdiv(num_old, SPLITS), KEYS) * KEYS
+    start = split * keys_a_split
+    stop = tl.minimum(num_old, start + keys_a_split)
+    # Each lane is a softmax of its own over every KEYS-th key: no exchange between threads inside the loop but for q.k itself.
+    best = tl.full([KEYS], -1e30, tl.float32)
+    total = tl.zeros([KEYS], tl.float32)
+    mix = tl.zeros([KEYS, DIM_BLOCK], tl.float32)
+    if split == SPLITS - 1:
+        key_at = query_at + num_heads * HEAD_DIM
+        value_at = key_at + num_heads * HEAD_DIM
+        new_key = _turned(key_at, dim, other, dim_inside, cos, sin).to(key_ptr.dtype.element_ty)
+        new_value = tl.load(value_at + dim, mask=dim_inside, other=0.0).to(value_ptr.dtype.element_ty)
+        slot = tl.load(slot_ptr + seq)
+        at = slot // BLOCK_SIZE * cache_s0 + slot % BLOCK_SIZE * cache_s1 + head * cache_s2 + dim
+        tl.store(key_ptr + at, new_key, mask=dim_inside)
+        tl.store(value_ptr + at, new_value, mask=dim_inside)
+        first_lane = (lane == 0) & (seq_len > 0)
+        best = tl.where(first_lane, tl.sum(query * new_key.to(tl.float32), axis=0), best)
+        total = tl.where(first_lane, 1.0, total)
+        mix = tl.where(first_lane[:, None], new_value.to(tl.float32)[None, :], mix)
+    for first in tl.range(start, stop, KEYS, num_stages=2):
+        token = first + lane
+        inside = token < stop
+        block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
+        offset = token % BLOCK_SIZE
+        loaded = inside[:, None] & dim_inside[None, :]
+        at = (block * cache_s0 + offset * cache_s1 + head * cache_s2)[:, None] + dim[None, :]
+        key = tl.load(key_ptr + at, mask=loaded, other=0.0)
+        value = tl.load(value_ptr + at, mask=loaded, other=0.0)
+        score = tl.where(inside, tl.sum(query[None, :] * key.to(tl.float32), axis=1), -1e30)
+        new_best = tl.maximum(best, score)
+        weight = tl.where(inside, tl.exp2(score - new_best), 0.0)
+        shrink = tl.exp2(best - new_best)
+        total = total * shrink + weight
+        mix = mix * shrink[:, None] + weight[:, None] * value.to(tl.float32)
+        best = new_best
+    best_lane = tl.max(best, axis=0)
+    share = tl.exp2(best - best_lane)
+    sum_all = tl.sum(total * share, axis=0)
+    mixed = tl.sum(mix * share[:, None], axis=0) / tl.maximum(sum_all, 1e-30)
+    row = seq.to(tl.int64) * num_heads + head
+    if SPLITS == 1:
+        tl.store(out_ptr + row * HEAD_DIM + dim, mixed.to(out_ptr.dtype.element_ty), mask=dim_inside)
+    else:
+        tl.store(part_ptr + (row * SPLITS + split) * HEAD_DIM + dim, mixed, mask=dim_inside)
+        tl.store(part_scale_ptr + row * SPLITS + split, tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30))
+
+
+@triton.jit
+def _turned(head_ptr, dim, other, dim_inside, cos, sin):
+    """A head's rotated numbers, rounded to the activations' dtype as the separate kernel rounds them; `sin` carries the sign."""
+    here = tl.load(head_ptr + dim, mask=dim_inside, other=0.0)
+    there = tl.load(head_ptr + other, mask=dim_inside, other=0.0)
+    turned = here.to(tl.float32) * cos + there.to(tl.float32) * sin
+    return turned.to(here.dtype).to(tl.float32)
