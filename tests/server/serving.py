@@ -53,7 +53,10 @@ class ServerInThread:
             engine_config, self.config, engine_module="glmserve.engine.fake", engine_args=options.as_arguments(), first_backoff=0.01
         )
         self.log = StringIO()
-        app = create_app(self.config, self.client, self.tokenizer, self.spec, model_name="folder", request_log=RequestLog(self.log))
+        app = create_app(
+            self.config, self.client, self.tokenizer, self.spec, model_name="folder", request_log=RequestLog(self.log),
+            one_at_a_time=engine_config.batching == "serial",
+        )  # fmt: skip
         self.services = app.state.services
         listener = bind(self.config.host, self.config.port)
         self.port = listener.getsockname()[1]

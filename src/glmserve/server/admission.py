@@ -1,17 +1,19 @@
 """Who gets in: a bound on requests and on prompt tokens, checked before any costly work.
 
 A place is reserved from the size of the body alone, corrected once the prompt is tokenized, and released exactly once.
-The engine has its own queue; this one bounds what the whole service has accepted.
+The engine has its own queue; this one bounds what the whole service has accepted.  With `--batching serial` it also keeps turns: who
+has a place waits until everybody before has been answered.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from types import TracebackType
 from typing import Self
 
-from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError, OverloadedError
+from glmserve.protocol.errors import DeadlineExceededError, EngineUnavailableError, InvalidRequestError, OverloadedError
 
 BYTES_PER_TOKEN = 4  # of a JSON body: about right for English, and Chinese in UTF-8 is near it
 MAX_RETRY_AFTER = 60
@@ -32,6 +34,14 @@ class Place:
         self._since = time.monotonic()
         self._kept = False
         self._released = False
+        self.has_turn = False
+
+    async def wait_turn(self, timeout: float) -> None:
+        """Wait until all requests before are answered, where they are served one at a time.
+
+        Raises DeadlineExceededError after `timeout` seconds.
+        """
+        await self._admission._wait_turn(self, timeout)
 
     def correct(self, num_requests: int, num_tokens: int) -> None:
         """Replace the estimate by what the request really is.
@@ -61,7 +71,8 @@ class Place:
 class Admission:
     """Counts what is accepted.  A prompt that finds the service empty always fits, however long it is."""
 
-    def __init__(self, max_requests: int, max_tokens: int) -> None:
+    def __init__(self, max_requests: int, max_tokens: int, one_at_a_time: bool = False) -> None:
+        self._turn = asyncio.Lock() if one_at_a_time else None  # first come, first served
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.num_requests = 0
@@ -119,7 +130,19 @@ class Admission:
         self.num_tokens += num_tokens - place.num_tokens
         place.num_requests, place.num_tokens = num_requests, num_tokens
 
+    async def _wait_turn(self, place: Place, timeout: float) -> None:
+        if self._turn is None:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise DeadlineExceededError(f"its turn did not come within {timeout:g} s: requests are served one at a time here") from None
+        place.has_turn = True
+
     def _leave(self, place: Place, seconds: float) -> None:
+        if place.has_turn and self._turn is not None:
+            self._turn.release()
         self.num_requests -= place.num_requests
         self.num_tokens -= place.num_tokens
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)

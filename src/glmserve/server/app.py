@@ -38,13 +38,15 @@ def create_app(
     *,
     model_name: str,
     request_log: RequestLog | None = None,
+    one_at_a_time: bool = False,
 ) -> FastAPI:
     """The application.  Its lifespan starts the engine, without waiting for it, and stops it.
 
     `tokenizer` is None where only token ids are served.  `app.state.services` holds the parts.
+    `one_at_a_time`: a request is begun when the one before it has been answered.
     """
     name = server_config.served_model_name or model_name
-    admission = Admission(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens)
+    admission = Admission(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens, one_at_a_time)
     metrics = Metrics(name, _engine_view(engine_client, admission))
     log = request_log or RequestLog(level=server_config.log_level)
     generator = TextGenerator(

@@ -58,7 +58,8 @@ def serve(
             tokenizer = load_tokenizer(folder, spec, server_config.allow_special_tokens)
         engine_config = engine_config.model_copy(update={"model": str(folder)})
         client = EngineClient(engine_config, server_config, engine_module=engine_module, engine_args=engine_args)
-        app = create_app(server_config, client, tokenizer, spec, model_name=_model_name(name, folder))
+        one_at_a_time = engine_config.batching == "serial"
+        app = create_app(server_config, client, tokenizer, spec, model_name=_model_name(name, folder), one_at_a_time=one_at_a_time)
         server = DrainingServer(uvicorn_config(app, server_config), app.state.services)
         server.run(sockets=[listener])
         if server.failure is not None:

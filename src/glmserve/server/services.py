@@ -15,7 +15,8 @@ from glmserve.observe.metrics import Metrics
 from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError, ModelNotFoundError
 from glmserve.server.admission import Admission, Place
 from glmserve.server.kept_answers import KeptAnswers
-from glmserve.text.generator import TextGenerator
+from glmserve.text.answer import TextAnswer
+from glmserve.text.generator import GenerationRequest, TextGenerator
 from glmserve.text.tokenizer import Tokenizer
 from glmserve.version import __version__
 
@@ -69,6 +70,16 @@ class Services:
         if (reason := self.not_ready_because()) is not None:
             raise EngineUnavailableError(f"{reason}: try again shortly")
         return self.admission.reserve(num_bytes)
+
+    async def start(self, generation: GenerationRequest, place: Place) -> TextAnswer:
+        """Start an answer, which keeps the place until it has ended; where one is served at a time, when its turn has come.
+
+        Raises what TextGenerator.start does, and DeadlineExceededError.
+        """
+        await place.wait_turn(self.config.first_token_timeout)
+        answer = await self.generator.start(generation, place.correct, place.release)
+        place.keep()
+        return answer
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError for a name that is not served; no name is the served model's."""

@@ -80,8 +80,7 @@ async def _start(request: Request, place: Place) -> tuple[ChatGLMRequest, TextAn
         sampling_params=body.sampling_params(services.config),
         max_length=body.length(services.config),
     )
-    answer = await services.generator.start(generation, place.correct, place.release)
-    place.keep()
+    answer = await services.start(generation, place)
     return body, answer
 
 

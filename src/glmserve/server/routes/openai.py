@@ -33,8 +33,7 @@ async def chat_completions(request: Request) -> Response:
             sampling_params=params,
             priority=body.priority or 0,
         )
-        answer = await services.generator.start(generation, place.correct, place.release)
-        place.keep()
+        answer = await services.start(generation, place)
         frame = _frame(services, generation.request_id, body, params)
         if body.stream:
             return EventStream(answer, ChatStream(frame, answer), services.config.stream_interval)
@@ -54,8 +53,7 @@ async def completions(request: Request) -> Response:
         generation = GenerationRequest(
             request_id=f"cmpl-{request_id_of(request)}", prompts=list(prompts), sampling_params=params, priority=body.priority or 0
         )
-        answer = await services.generator.start(generation, place.correct, place.release)
-        place.keep()
+        answer = await services.start(generation, place)
         frame = _frame(services, generation.request_id, body, params)
         if body.stream:
             return EventStream(answer, CompletionStream(frame, answer, echoes), services.config.stream_interval)

@@ -103,8 +103,7 @@ class ChatSession:
                 priority=body.priority or 0,
                 max_length=body.length(services.config) if body.max_length else None,
             )
-            answer = await services.generator.start(generation, place.correct, place.release)
-            place.keep()
+            answer = await services.start(generation, place)
             kept = services.kept_answers.keep(answer_id, self._owner, answer)
         await self._send({"type": "start", "id": kept.id})
         self._follow(kept, 0)
