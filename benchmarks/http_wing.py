@@ -103,7 +103,8 @@ def bench(server: Served, flags: list[Any]) -> dict[str, Any]:
 
 def engine_counters(server: Served) -> tuple[float, float, float]:
     """Steps, seconds without work, and now."""
-    return server.metric("glmserve:engine_steps_total"), server.metric("glmserve:idle_seconds_total"), time.monotonic()
+    idle = sum(server.metric("glmserve:gpu_time_seconds_total", f'"{cause}"') for cause in ("idle_no_work", "idle_http", "idle_tokenizing"))
+    return server.metric("glmserve:engine_steps_total"), idle, time.monotonic()
 
 
 def line(setting: Setting, run: dict[str, Any]) -> str:

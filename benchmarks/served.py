@@ -50,11 +50,11 @@ class Served:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
-    def metric(self, name: str) -> float:
-        """Sum of a metric's samples."""
+    def metric(self, name: str, labels: str = "") -> float:
+        """Sum of a metric's samples, or of those whose labels hold a text such as `status="200"`."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")) and labels in line)
 
     def bench(self, *flags: str) -> dict[str, Any]:
         """`glmserve bench serve` against it, in a process of its own: the figures, under vLLM's names."""

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 import torch
 
 from glmserve.engine.core import EngineCore
+from glmserve.models.floor import head_values, layer_values
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
 from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput
 from glmserve.protocol.sampling_params import SamplingParams
@@ -240,7 +242,44 @@ def test_the_counters_add_up(engine_of: MakeEngine) -> None:
     begun = sum(len(case.prompt) - 1 - case.prompt.index(94) for case in cases)  # answers begun in the prompt, computed by each request
     assert stats.prompt_tokens == contexts + 2 * begun
     assert (stats.num_requests_running, stats.num_requests_waiting, stats.num_preemptions) == (0, 0, 0)
-    assert stats.engine_steps >= 20 and stats.decode_seconds > 0 and stats.prefill_seconds > 0
+    assert stats.engine_steps >= 20
+    assert stats.iteration_tokens_total.sum == stats.prompt_tokens + stats.generation_tokens
+    assert stats.decode_batch_size.sum == stats.generation_tokens
+    assert sum(stats.iteration_tokens_total.counts) == stats.engine_steps
+
+
+def test_the_device_s_time_is_all_accounted_for(engine_of: MakeEngine) -> None:
+    engine, cases = engine_of(), tiny_cases(FIXTURES / "chatglm-tiny")
+    before = engine.stats().gpu_time_seconds
+    assert before.idle_no_work > 0 and before.decode == 0
+    for case in cases:
+        add(engine, case.name, case.prompt)
+    run(engine)
+    stats, device = engine.stats(), engine.account.device
+    parts = msgspec.structs.asdict(stats.gpu_time_seconds)
+    assert sum(parts.values()) == pytest.approx(device.until - device.started, abs=1e-9)
+    assert time.monotonic() - device.until < 5
+    used = {name for name, seconds in parts.items() if seconds}
+    assert used == {"prefill", "decode", "sampling", "idle_no_work", "idle_scheduling"}
+    without_work = engine.take_without_work()
+    assert sum(end - start for start, end in without_work) == pytest.approx(parts["idle_no_work"])
+
+
+def test_work_is_set_beside_what_the_device_can_do(engine_of: MakeEngine) -> None:
+    engine, case = engine_of(), tiny_cases(FIXTURES / "chatglm-tiny")[0]
+    add(engine, "x", case.prompt, max_tokens=5)
+    run(engine)
+    stats, spec, ready = engine.stats(), engine.spec, engine.ready
+    kv_bytes, context = 4 * spec.kv_values_per_token, len(case.prompt)
+    head = 4 * head_values(spec)
+    layers = ready.weights_bytes - head
+    contexts = sum(context + step for step in range(5))
+    num_prefills = stats.engine_steps - 5
+    assert stats.estimated_read_bytes_per_gpu == pytest.approx((5 + num_prefills) * layers + 5 * head + contexts * kv_bytes, rel=1e-6)
+    assert stats.estimated_write_bytes_per_gpu == (context - 1 + 5) * kv_bytes
+    assert stats.estimated_flops_per_gpu >= 2 * 5 * (layer_values(spec) + head_values(spec)) + 2 * (context - 1) * layer_values(spec)
+    assert ready.device_peak_bytes_per_second > 1e8 and ready.device_peak_flops_per_second > 1e8
+    assert 0 < stats.model_bandwidth_utilization_perc < 1 and 0 < stats.model_flops_utilization_perc < 1
 
 
 def test_a_step_with_nothing_to_do_is_harmless(engine_of: MakeEngine) -> None:

@@ -128,7 +128,7 @@ async def test_an_idle_engine_beats_and_tells_its_idle_time(start: Start) -> Non
     engine = start(fake_core())
     await engine.ready()
     await engine.until(lambda: len(engine.heartbeats) == 3)
-    idle = [heartbeat.stats.idle_seconds for heartbeat in engine.heartbeats if heartbeat.stats is not None]
+    idle = [heartbeat.stats.gpu_time_seconds.idle_no_work for heartbeat in engine.heartbeats if heartbeat.stats is not None]
     assert idle == sorted(idle)
     assert len(set(idle)) == 3
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from glmserve.observe.metrics import EngineView, Metrics, engine_fields
+from glmserve.observe.metrics import EngineView, Metrics
 from glmserve.observe.request_log import ChoiceRecord, RequestRecord
 from glmserve.protocol.messages import EngineReady, FinishReason
-from glmserve.protocol.stats import EngineStats
+from glmserve.protocol.stats import DeviceSeconds, EngineStats, StepCounts, engine_metrics
 
 READY = EngineReady(
     model="m", device="cpu", device_name="cpu", dtype="float32", max_model_len=10, max_num_seqs=2, num_kv_blocks=4, block_size=16,
@@ -27,11 +27,36 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 
 def test_every_engine_field_is_exported() -> None:
-    stats = EngineStats(**{name: float(index + 1) for index, name in enumerate(EngineStats.__struct_fields__)})
+    plain = [metric for metric in engine_metrics() if metric.kind != "histogram" and not metric.label]
+    stats = EngineStats(**{metric.field: float(index + 1) for index, metric in enumerate(plain)})
     shown = samples(make(stats))
-    for name, kind, _ in engine_fields():
-        assert shown[f"glmserve:{name}" + ("_total" if kind == "counter" else "")] == getattr(stats, name)
-    assert len(list(engine_fields())) == len(msgspec.structs.fields(EngineStats))
+    for metric in plain:
+        assert shown[f"glmserve:{metric.exported_name}"] == getattr(stats, metric.field)
+    assert len(list(engine_metrics())) == len(msgspec.structs.fields(EngineStats))
+
+
+def test_the_device_s_time_has_a_sample_an_activity() -> None:
+    seconds = DeviceSeconds(*(float(index) for index, _ in enumerate(DeviceSeconds.__struct_fields__)))
+    text = make(EngineStats(gpu_time_seconds=seconds)).render().decode()
+    for name, value in msgspec.structs.asdict(seconds).items():
+        assert f'glmserve:gpu_time_seconds_total{{activity="{name}",engine="0",model_name="m"}} {value}\n' in text
+
+
+def test_a_step_histogram_counts_what_is_at_most_each_bound() -> None:
+    counts = StepCounts()
+    for value in (1, 2, 3, 4, 20_000):
+        counts.observe(value)
+    text = make(EngineStats(iteration_tokens_total=counts)).render().decode()
+    cumulated = {"1.0": 1, "2.0": 2, "4.0": 4, "16384.0": 4, "+Inf": 5}
+    for bound, count in cumulated.items():
+        assert f'glmserve:iteration_tokens_total_bucket{{engine="0",le="{bound}",model_name="m"}} {count:.1f}' in text
+    assert 'glmserve:iteration_tokens_total_sum{engine="0",model_name="m"} 20010.0' in text
+
+
+def test_what_the_device_can_do_is_shown_once_the_engine_is_ready() -> None:
+    ready = msgspec.structs.replace(READY, device_peak_flops_per_second=7e14)
+    assert samples(make(EngineStats(), ready))["glmserve:device_peak_flops_per_second"] == 7e14
+    assert b"device_peak" not in make(EngineStats(), None).render()
 
 
 def test_the_servers_own_side() -> None:

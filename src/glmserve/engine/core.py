@@ -10,12 +10,16 @@ import random
 import time
 
 from glmserve.config import EngineConfig
+from glmserve.engine.device_time import Idle
 from glmserve.engine.loading import load_engine
+from glmserve.engine.peaks import step_costs, with_peaks
+from glmserve.engine.step_account import StepAccount
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
 from glmserve.protocol.messages import EngineReady, EngineRequest, FinishReason, RequestOutput, RequestTimes, TokenLogprobs
 from glmserve.protocol.stats import EngineStats
 from glmserve.runner.loader import Progress
 from glmserve.runner.model_runner import StepHandle
+from glmserve.scheduler.batch import ScheduledBatch
 from glmserve.scheduler.request import Request
 
 
@@ -26,13 +30,13 @@ class EngineCore:
         """Loads `config.model`, a folder.  Raises ModelLoadError, NotEnoughMemoryError among them; `progress` is told what goes on."""
         loaded = load_engine(config, progress)
         self.spec = loaded.spec
-        self.ready = loaded.ready
+        self.ready = with_peaks(loaded.ready)
         self.scheduler = loaded.scheduler
         self.runner = loaded.runner
         self.max_model_len = loaded.ready.max_model_len
         self._in_flight: StepHandle | None = None
         self._seeds = random.Random(config.seed)
-        self._stats = EngineStats()
+        self.account = StepAccount(time.monotonic(), step_costs(self.spec, self.ready), self.ready)
 
     def describe(self) -> EngineReady:
         """Where the model lies and what fits."""
@@ -44,11 +48,18 @@ class EngineCore:
         seed = message.sampling_params.seed
         request = Request(message, self.spec, self.max_model_len, self._seeds.getrandbits(63) if seed is None else seed)
         self.scheduler.add(request)
+        self._note_idle(Idle.SCHEDULING)
 
     def abort_requests(self, request_ids: list[str]) -> None:
         """Forget these now and free their blocks; `step` reports nothing more of them.  Unknown ids are ignored."""
         for request_id in request_ids:
             self.scheduler.abort(request_id)
+        if not self.has_unfinished_requests():
+            self._note_idle(Idle.NO_WORK)
+
+    def drain(self) -> None:
+        """The engine is to end once it is done: from now on time without a step is put down to that."""
+        self._note_idle(Idle.DRAINING)
 
     def has_unfinished_requests(self) -> bool:
         """True while `step` has something to do or to report."""
@@ -56,20 +67,19 @@ class EngineCore:
 
     def step(self) -> list[RequestOutput]:
         """Launch the next step and report the tokens of the one before it (on a CPU: of this one)."""
-        started = time.monotonic()
         batch = self.scheduler.schedule()
-        launched = self.runner.execute(batch) if batch is not None else None
+        launched = self._launch(batch) if batch is not None else None
         if launched is not None and not self.runner.on_gpu:
             outputs = self._collect(launched)
         else:
             previous, self._in_flight = self._in_flight, launched
             outputs = self._collect(previous) if previous is not None else []
-        self._count_step(launched, time.monotonic() - started)
+        self._note_idle(self._why_idle(batch))
         return outputs
 
     def stats(self) -> EngineStats:
-        """Counters and gauges as of now."""
-        stats, kv_cache = self._stats, self.scheduler.kv_cache
+        """Counters and gauges as of now; the device's time up to the last step that was read."""
+        stats, kv_cache = self.account.refresh(None if self._in_flight else time.monotonic()), self.scheduler.kv_cache
         stats.num_requests_running = len(self.scheduler.running)
         stats.num_requests_waiting = self.scheduler.num_waiting
         stats.kv_cache_usage_perc = kv_cache.pool.usage
@@ -77,6 +87,10 @@ class EngineCore:
         stats.prefix_cache_queries = kv_cache.num_queried_tokens
         stats.prefix_cache_hits = kv_cache.num_hit_tokens
         return stats
+
+    def take_without_work(self) -> list[tuple[float, float]]:
+        """(from, to) of the device's time without any request, since the last call."""
+        return self.account.device.take_without_work()
 
     def _check(self, message: EngineRequest) -> None:
         if message.request_id in self.scheduler.requests:
@@ -98,9 +112,24 @@ class EngineCore:
                     f"{name} has the token id {strangers[0]}; this model's go from 0 to {self.spec.vocab_size - 1}", name
                 )
 
+    def _launch(self, batch: ScheduledBatch) -> StepHandle:
+        handle = self.runner.execute(batch)
+        self.account.launched(batch)
+        return handle
+
+    def _why_idle(self, batch: ScheduledBatch | None) -> Idle:
+        """Why the device would be idle from now until the next step."""
+        if not self.has_unfinished_requests():
+            return Idle.NO_WORK
+        return Idle.KV_FULL if batch is None and self._in_flight is None else Idle.SCHEDULING
+
+    def _note_idle(self, cause: Idle) -> None:
+        self.account.device.note(cause, time.monotonic())
+
     def _collect(self, handle: StepHandle) -> list[RequestOutput]:
         result = handle.wait()
         now = time.monotonic()
+        self.account.device.step(*handle.read_time(), collected=now, is_prefill=handle.batch.is_prefill)
         logprobs = {id(request): entry for request, entry in zip(handle.batch.requests, result.logprobs, strict=True) if entry is not None}
         advanced = self.scheduler.update(handle.batch, result.token_ids) if result.token_ids else []
         outputs = []
@@ -108,7 +137,7 @@ class EngineCore:
             request.first_token_time = request.first_token_time or now
             failed = request.finish_reason == FinishReason.ERROR
             new_token_ids = [] if failed else request.token_ids[-1:]
-            self._stats.generation_tokens += len(new_token_ids)
+            self.account.stats.generation_tokens += len(new_token_ids)
             outputs.append(self._output(request, new_token_ids, None if failed else logprobs.get(id(request))))
         return outputs
 
@@ -127,13 +156,3 @@ class EngineCore:
         if request.finish_reason == FinishReason.STOP and new_token_ids and new_token_ids[-1] in request.stop_token_ids:
             output.stop_token_id = new_token_ids[-1]
         return output
-
-    def _count_step(self, launched: StepHandle | None, seconds: float) -> None:
-        if launched is None:
-            return
-        self._stats.engine_steps += 1
-        if launched.batch.is_prefill:
-            self._stats.prompt_tokens += launched.batch.num_tokens
-            self._stats.prefill_seconds += seconds
-        else:
-            self._stats.decode_seconds += seconds

@@ -19,7 +19,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from glmserve.config import EngineConfig
+from glmserve.engine.device_time import Idle
 from glmserve.engine.process import EngineArguments, ReportLoading, run_engine
+from glmserve.engine.step_account import StepAccount
 from glmserve.models.catalog import read_spec
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError, ModelLoadError
 from glmserve.protocol.messages import EngineReady, EngineRequest, FinishReason, RequestOutput, RequestTimes, TokenLogprobs
@@ -63,7 +65,8 @@ class FakeCore:
         self._eos_token_ids = frozenset(spec_eos if options.eos_token_ids is None else options.eos_token_ids)
         self._waiting: deque[_Sequence] = deque()
         self._running: list[_Sequence] = []
-        self._stats = EngineStats()
+        self._account = StepAccount(time.monotonic())
+        self._stats = self._account.stats
 
     def add_request(self, request: EngineRequest) -> None:
         """Queues it.  Raises InvalidRequestError for an empty or over-long prompt."""
@@ -73,12 +76,18 @@ class FakeCore:
         if prompt_len >= self._max_model_len:
             raise ContextLengthError(f"the prompt has {prompt_len} tokens, the model takes {self._max_model_len - 1}: shorten it")
         self._waiting.append(_Sequence(request, self._options.alphabet, self._max_model_len))
+        self._account.device.note(Idle.SCHEDULING, time.monotonic())
 
     def abort_requests(self, request_ids: list[str]) -> None:
         """Forgets them at once; unknown ids are ignored."""
         gone = set(request_ids)
         self._waiting = deque(sequence for sequence in self._waiting if sequence.request_id not in gone)
         self._running = [sequence for sequence in self._running if sequence.request_id not in gone]
+        self._note_end_of_work()
+
+    def drain(self) -> None:
+        """Idle time is put down to the end from now on."""
+        self._account.device.note(Idle.DRAINING, time.monotonic())
 
     def has_unfinished_requests(self) -> bool:
         """True while a step has something to do."""
@@ -90,18 +99,27 @@ class FakeCore:
         self._stats.engine_steps += 1
         self._admit(started)
         self._break_on_purpose()
+        self._stats.decode_batch_size.observe(len(self._running))
+        self._stats.iteration_tokens_total.observe(len(self._running) * self._options.tokens_per_step)
         outputs = [sequence.advance(self._options.tokens_per_step, self._eos_token_ids) for sequence in self._running]
         self._sleep_until(started + self._options.step_seconds)
         self._finish(outputs)
-        self._stats.decode_seconds += time.monotonic() - started
+        now = time.monotonic()
+        self._account.device.step(started, 0.0, now - started, 0.0, collected=now, is_prefill=False)
+        self._note_end_of_work()
         return outputs
 
     def stats(self) -> EngineStats:
         """The counters; a K/V "block" of the fake engine is one request's place."""
+        self._account.refresh(time.monotonic())
         self._stats.num_requests_running = len(self._running)
         self._stats.num_requests_waiting = len(self._waiting)
         self._stats.kv_cache_usage_perc = min(1.0, len(self._running) / self._config.max_num_seqs)
         return self._stats
+
+    def take_without_work(self) -> list[tuple[float, float]]:
+        """Stretches of time without a request."""
+        return self._account.device.take_without_work()
 
     def describe(self) -> EngineReady:
         """What a real engine says of itself, with nothing behind it."""
@@ -119,6 +137,10 @@ class FakeCore:
             placement=[["fake engine: no weights", "cpu", "0 B"]],
             load_seconds={"total": self._options.load_seconds},
         )
+
+    def _note_end_of_work(self) -> None:
+        if not self.has_unfinished_requests():
+            self._account.device.note(Idle.NO_WORK, time.monotonic())
 
     def _admit(self, now: float) -> None:
         while self._waiting and len(self._running) < self._config.max_num_seqs:

@@ -51,7 +51,7 @@ class Core(Protocol):
 
     `add_request` raises InvalidRequestError for a request it cannot serve.  After `abort_requests` the core forgets those
     requests; the process itself acknowledges them, and drops whatever a step already under way still returns for them.
-    `stats` need not fill `idle_seconds`: the process knows it.
+    `take_without_work` gives each stretch of time without a request once; after `drain` idle time is put down to the end.
     """
 
     def add_request(self, request: EngineRequest) -> None: ...
@@ -63,6 +63,10 @@ class Core(Protocol):
     def step(self) -> list[RequestOutput]: ...
 
     def stats(self) -> EngineStats: ...
+
+    def take_without_work(self) -> list[tuple[float, float]]: ...
+
+    def drain(self) -> None: ...
 
     def describe(self) -> EngineReady: ...
 
@@ -77,7 +81,6 @@ class EngineProcess:
         self._unsent: list[RequestOutput] = []
         self._draining = False
         self._last_sent = 0.0
-        self._idle_seconds = 0.0
 
     def run(self) -> int:
         """Serves until drained.  Returns the process' exit code: 0 drained, 1 the core failed."""
@@ -98,6 +101,7 @@ class EngineProcess:
     def drain(self) -> None:
         """From now on nothing new is taken, and the loop ends when all that was taken is done."""
         self._draining = True
+        self._core.drain()
 
     def _drained(self) -> bool:
         return self._draining and not self._core.has_unfinished_requests() and not self._unsent
@@ -115,10 +119,9 @@ class EngineProcess:
 
     def _idle(self) -> None:
         """Tells that the loop turns and waits for work."""
-        self._channel.send(EngineHeartbeat(time=time.monotonic(), stats=self._stats()))
-        started = time.monotonic()
+        stats = self._core.stats()
+        self._channel.send(EngineHeartbeat(time.monotonic(), stats=stats, without_work=self._core.take_without_work()))
         self._receive(HEARTBEAT_SECONDS)
-        self._idle_seconds += time.monotonic() - started
 
     def _receive(self, timeout: float = 0.0) -> bool:
         """Takes one message.  False where there was none."""
@@ -185,14 +188,10 @@ class EngineProcess:
         now = time.monotonic()
         if not self._unsent and now - self._last_sent < STATS_SECONDS:
             return
-        self._channel.send(EngineOutputs(self._unsent, self._stats(), now))
+        stats = self._core.stats()
+        self._channel.send(EngineOutputs(self._unsent, stats, now, self._core.take_without_work()))
         self._unsent = []
         self._last_sent = now
-
-    def _stats(self) -> EngineStats:
-        stats = self._core.stats()
-        stats.idle_seconds = self._idle_seconds
-        return stats
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ reads every matrix once for all of its requests, and each request's own K/V; rea
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glmserve.models.spec import ModelSpec
@@ -70,3 +71,46 @@ def floor_of(
         num_bytes=steps * (values * weight_bytes + step_kv_bytes),
         num_flops=prefill_flops + steps * step_flops,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What one step needs at least: floating-point operations, bytes read and bytes written."""
+
+    flops: float
+    read_bytes: float
+    write_bytes: float
+
+
+class StepCosts:
+    """The cost of each step of one model: every matrix is read once a step, each request's own K/V once, new K/V written once.
+
+    Unlike `floor_of` it counts the arithmetic of attention too.  `layer_bytes` and `head_bytes` are what the matrices really take, so that
+    a quantized model has its own, smaller, cost; `kv_bytes` is bytes a number.
+    """
+
+    def __init__(self, spec: ModelSpec, layer_bytes: float, head_bytes: float, kv_bytes: float) -> None:
+        self._layer_flops = 2 * layer_values(spec)
+        self._head_flops = 2 * head_values(spec)
+        self._pair_flops = 4 * spec.num_layers * spec.num_heads * spec.head_dim  # a query and a key: their product, and the value's part
+        self._layer_bytes = layer_bytes
+        self._head_bytes = head_bytes
+        self._token_bytes = spec.kv_values_per_token * kv_bytes
+
+    def prefill(self, chunks: Iterable[tuple[int, int, bool]]) -> StepCost:
+        """Of a step over pieces of prompts, each (tokens before it, tokens, whether each sees only those before itself)."""
+        tokens, earlier, pairs = 0, 0, 0.0
+        for start, length, causal in chunks:
+            tokens += length
+            earlier += start
+            pairs += length * (start + (length + 1) / 2 if causal else start + length)
+        flops = self._layer_flops * tokens + self._pair_flops * pairs
+        return StepCost(flops, self._layer_bytes + earlier * self._token_bytes, tokens * self._token_bytes)
+
+    def decode(self, num_requests: int, num_context_tokens: int) -> StepCost:
+        """Of a step that makes one token for each request; `num_context_tokens` is what they see together, the newest ones included."""
+        return StepCost(
+            flops=(self._layer_flops + self._head_flops) * num_requests + self._pair_flops * num_context_tokens,
+            read_bytes=self._layer_bytes + self._head_bytes + num_context_tokens * self._token_bytes,
+            write_bytes=num_requests * self._token_bytes,
+        )

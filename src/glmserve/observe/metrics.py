@@ -7,16 +7,17 @@ The HTTP side is counted where it happens, by the middleware and by the text win
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, get_type_hints
+from itertools import accumulate
+from typing import Any
 
-from msgspec import Meta
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from glmserve.observe.request_log import RequestRecord
 from glmserve.protocol.messages import EngineReady
-from glmserve.protocol.stats import EngineStats
+from glmserve.protocol.stats import STEP_BOUNDS, EngineMetric, EngineStats, StepCounts, engine_metrics
 
 PREFIX = "glmserve:"
 LABELS = ("model_name", "engine")
@@ -25,14 +26,11 @@ ENGINE = "0"  # one engine so far; the label is there so that dashboards need no
 FIRST_TOKEN_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5)
 REQUEST_BUCKETS = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+PEAK_HELP = {
+    "device_peak_flops_per_second": "Floating-point operations a second of a large matrix product, measured when the engine started",
+    "device_peak_bytes_per_second": "Bytes a second of a large copy, read plus written, measured when the engine started",
+}
 LENGTH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
-
-
-def engine_fields() -> Iterator[tuple[str, Literal["gauge", "counter"], str]]:
-    """(field, kind, help) of each metric that the engine reports."""
-    for name, hint in get_type_hints(EngineStats, include_extras=True).items():
-        meta: Meta = hint.__metadata__[0]
-        yield name, (meta.extra or {})["kind"], meta.description or name
 
 
 class EngineView:
@@ -62,8 +60,8 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Any]:
         stats = self._view.stats()
-        for name, kind, help_text in engine_fields():
-            yield self._family(kind, name, help_text, getattr(stats, name))
+        for metric in engine_metrics():
+            yield self._engine_family(metric, getattr(stats, metric.field))
         num_requests, num_tokens = self._view.num_accepted()
         yield self._family("gauge", "num_requests_accepted", "Requests that hold a place in the server", num_requests)
         yield self._family("gauge", "num_prompt_tokens_accepted", "Prompt tokens that hold a place in the server", num_tokens)
@@ -71,6 +69,24 @@ class _EngineCollector(Collector):
         yield self._family("counter", "engine_restarts", "Times the engine was restarted", self._view.num_restarts())
         if (ready := self._view.ready()) is not None:
             yield self._cache_info(ready)
+            for name in ("device_peak_flops_per_second", "device_peak_bytes_per_second"):
+                yield self._family("gauge", name, PEAK_HELP[name], getattr(ready, name))
+
+    def _engine_family(self, metric: EngineMetric, value: Any) -> Any:
+        if isinstance(value, StepCounts):
+            return self._histogram(metric, value)
+        if not metric.label:
+            return self._family(metric.kind, metric.field, metric.help, value)
+        family = CounterMetricFamily(PREFIX + metric.field, metric.help, labels=[*LABELS, metric.label])
+        for part, seconds in msgspec.structs.asdict(value).items():
+            family.add_metric([*self._labels, part], seconds)
+        return family
+
+    def _histogram(self, metric: EngineMetric, value: StepCounts) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(PREFIX + metric.field, metric.help, labels=LABELS)
+        bounds = [*map(str, map(float, STEP_BOUNDS)), "+Inf"]
+        family.add_metric(self._labels, list(zip(bounds, accumulate(value.counts), strict=True)), value.sum)
+        return family
 
     def _family(self, kind: str, name: str, help_text: str, value: float) -> GaugeMetricFamily | CounterMetricFamily:
         family = (GaugeMetricFamily if kind == "gauge" else CounterMetricFamily)(PREFIX + name, help_text, labels=LABELS)

@@ -81,6 +81,7 @@ class EngineOutputs(msgspec.Struct, tag="outputs", array_like=True):
     outputs: list[RequestOutput]
     stats: EngineStats
     time: float
+    without_work: list[tuple[float, float]] = []  # (from, to): the device had no request, not told before
 
 
 class EngineHeartbeat(msgspec.Struct, tag="heartbeat", array_like=True):
@@ -89,6 +90,7 @@ class EngineHeartbeat(msgspec.Struct, tag="heartbeat", array_like=True):
     time: float
     loading: str | None = None
     stats: EngineStats | None = None
+    without_work: list[tuple[float, float]] = []  # as in EngineOutputs
 
 
 class EngineReady(msgspec.Struct, tag="ready", array_like=True):
@@ -106,6 +108,9 @@ class EngineReady(msgspec.Struct, tag="ready", array_like=True):
     kv_cache_bytes: int
     placement: list[list[str]]  # rows of (part, device, size) for people to read
     load_seconds: dict[str, float]
+    device_peak_flops_per_second: float = 0.0  # measured: a large matrix product in `dtype`; 0 where nothing was measured
+    device_peak_bytes_per_second: float = 0.0  # measured: a large copy, read plus written
+    device_uuid: str | None = None  # of a GPU, as NVML spells it
 
     @property
     def num_kv_tokens(self) -> int:

@@ -13,6 +13,7 @@ from glmserve.runner.cuda_graph import DecodeGraphs
 from glmserve.runner.input_batch import DecodeInputs, prefill_inputs
 from glmserve.runner.kv_pool import KVPool
 from glmserve.runner.sampler import Sampled, Sampler
+from glmserve.runner.step_clock import EventMarker, HostMarker, StepClock, StepMarks, StepTime
 from glmserve.scheduler.batch import ScheduledBatch
 from glmserve.scheduler.request import Request
 
@@ -28,25 +29,27 @@ class StepResult:
 class StepHandle:
     """A launched step whose results are still on their way to the host."""
 
-    def __init__(self, batch: ScheduledBatch, sampled: Sampled | None, on_gpu: bool) -> None:
+    def __init__(self, batch: ScheduledBatch, sampled: Sampled | None, on_gpu: bool, clock: StepClock, marks: StepMarks) -> None:
         self.batch = batch
         self._sampled = sampled
-        self._done: torch.cuda.Event | None = None
+        self._clock = clock
+        self._marks = marks
         if sampled is not None and on_gpu:
             to_host = (sampled.token_ids, sampled.top_ids, sampled.top_logprobs, sampled.ranks)
             self._sampled = Sampled(*(None if t is None else _to_pinned(t) for t in to_host))  # type: ignore[arg-type]
-        if on_gpu:
-            self._done = torch.cuda.Event()
-            self._done.record()
+        clock.end(marks)
 
     def wait(self) -> StepResult:
         """Block until the step has run.  A prefill step has no tokens."""
-        if self._done is not None:
-            self._done.synchronize()
+        self._clock.wait(self._marks)
         sampled = self._sampled
         if sampled is None:
             return StepResult([], [])
         return StepResult(sampled.token_ids.tolist(), _logprobs_of(sampled, self.batch.requests))
+
+    def read_time(self) -> StepTime:
+        """How long the device worked at the step, and was idle before.  After `wait`, once a step, in their order."""
+        return self._clock.read(self._marks)
 
 
 class ModelRunner:
@@ -64,6 +67,7 @@ class ModelRunner:
         self.inputs = DecodeInputs(max_num_seqs, -(-max_model_len // pool.block_size), pool.block_size, device)
         self.sampler = Sampler(spec, max_num_seqs, device)
         self.graphs = DecodeGraphs(self._decode, max_num_seqs) if use_graphs and self.on_gpu else None
+        self.clock = StepClock(EventMarker() if self.on_gpu else HostMarker())
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepHandle:
@@ -72,11 +76,14 @@ class ModelRunner:
             self.pool.copy_blocks(batch.block_copies)
         if batch.is_prefill:
             inputs = prefill_inputs(batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device)
+            marks = self.clock.begin()
             self.model.prefill(inputs.token_ids, inputs.metadata, self.pool.caches)
-            return StepHandle(batch, None, self.on_gpu)
-        sampled = self.sampler.sample(self._logits(batch.requests), batch.requests)
+            return StepHandle(batch, None, self.on_gpu, self.clock, marks)
+        logits, marks = self._logits(batch.requests)
+        self.clock.begin_sampling(marks)
+        sampled = self.sampler.sample(logits, batch.requests)
         self.inputs.keep(batch.requests, sampled.token_ids)
-        return StepHandle(batch, sampled, self.on_gpu)
+        return StepHandle(batch, sampled, self.on_gpu, self.clock, marks)
 
     @torch.inference_mode()
     def warm_up(self, sizes: list[int]) -> None:
@@ -85,15 +92,17 @@ class ModelRunner:
             for size in sizes:
                 self.graphs.capture(self.graphs.size_for(size))
 
-    def _logits(self, requests: list[Request]) -> torch.Tensor:
+    def _logits(self, requests: list[Request]) -> tuple[torch.Tensor, StepMarks]:
         count = len(requests)
         if self.graphs is None:
             host = self.inputs.fill(requests, count)
+            marks = self.clock.begin()
             token_ids, metadata = self.inputs.unpack(count, self.model.rotary, self.axes, host)
-            return self.model.logits(self.model(token_ids, metadata, self.pool.caches))
+            return self.model.logits(self.model(token_ids, metadata, self.pool.caches)), marks
         size = self.graphs.size_for(count)
         self.inputs.fill(requests, size)
-        return self.graphs.replay(size)[:count]
+        marks = self.clock.begin()
+        return self.graphs.replay(size)[:count], marks
 
     def _decode(self, num_rows: int) -> torch.Tensor:
         token_ids, metadata = self.inputs.unpack(num_rows, self.model.rotary, self.axes, None)
