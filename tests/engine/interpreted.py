@@ -48,6 +48,7 @@ def main(folder: Path) -> None:
 def pretend_gpu(engine: EngineCore) -> None:
     for module in (activation, norm, rotary_store, attention):
         module.use_triton = lambda tensor: True
+    attention.on_gpu = lambda tensor: True
     paged_decode.num_key_splits = lambda num_seqs, num_kv_heads: 2  # as many as fill a chip would take minutes here
     pool, spec = engine.runner.pool, engine.spec
     blocks = torch.zeros(spec.num_layers, 2, pool.num_blocks, spec.num_kv_heads, pool.block_size, spec.head_dim)

@@ -10,6 +10,7 @@ import torch
 
 from glmserve.config import EngineConfig
 from glmserve.engine.memory import check_room_for_weights, gib, num_kv_blocks
+from glmserve.kernels.backend import choose_kernels
 from glmserve.models.catalog import read_spec
 from glmserve.models.registry import Model, model_class
 from glmserve.models.spec import ModelSpec
@@ -52,6 +53,7 @@ def load_engine(config: EngineConfig, progress: Progress) -> LoadedEngine:
 
 def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     clock = _PhaseClock()
+    choose_kernels(plain=config.kernels == "plain")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     folder = Path(config.model)

@@ -26,14 +26,17 @@ else:
     gdc_launch_dependents = gdc_wait = None
 
 _MOST_ROWS_FOR_EARLY_START = 16
+_plain = False  # one engine a process; see choose_kernels
 
 __all__ = [
+    "choose_kernels",
     "early_start",
     "gdc_launch_dependents",
     "gdc_wait",
     "has_large_shared_memory",
     "interpreting",
     "next_power_of_2",
+    "on_gpu",
     "tl",
     "triton",
     "use_triton",
@@ -46,8 +49,20 @@ def interpreting() -> bool:
     return bool(knobs and knobs.runtime.interpret)
 
 
+def choose_kernels(plain: bool) -> None:
+    """`--kernels plain`: from now on ops with a plain twin take it on a GPU too.  Attention over the paged cache and quantized
+    products have none that a GPU would want, and stay."""
+    global _plain
+    _plain = plain
+
+
 def use_triton(tensor: torch.Tensor) -> bool:
-    """True where the Triton path serves this tensor."""
+    """True where the Triton path of an op with a plain twin serves this tensor."""
+    return on_gpu(tensor) and not _plain
+
+
+def on_gpu(tensor: torch.Tensor) -> bool:
+    """True where only kernels will do."""
     return tensor.is_cuda
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch
-from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, tl, triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, tl, triton, use_triton
 
 _OUTPUTS, _COLUMNS, _NUM_WARPS = 4, 2048, 8  # a program's share of the weight
 _FEWEST_COLUMNS = 16
@@ -19,7 +19,7 @@ _FEWEST_COLUMNS = 16
 def is_one_row(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether `one_row_linear` serves this product: one row, half precision, on a GPU."""
     half = x.dtype in (torch.float16, torch.bfloat16) and weight.dtype == x.dtype
-    return x.is_cuda and half and x.shape[0] == 1 and x.shape[1] % _FEWEST_COLUMNS == 0
+    return use_triton(x) and half and x.shape[0] == 1 and x.shape[1] % _FEWEST_COLUMNS == 0
 
 
 def one_row_linear_torch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from glmserve.kernels.backend import use_triton
+from glmserve.kernels.backend import on_gpu, use_triton
 from glmserve.kernels.decode_rectangle import DecodeRectangle, attend_rectangle, decode_rectangle
 from glmserve.kernels.dense_prefill import dense_prefill_attention
 from glmserve.kernels.full_heads_decode import full_heads_decode
@@ -72,7 +72,7 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
         return out.reshape(out.shape[0], -1)
     rotated = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
     query, key, value = rotated[:, :num_heads], rotated[:, num_heads:], qkv[:, rotated.shape[1] :]
-    if not use_triton(qkv):
+    if not on_gpu(qkv):
         out = _attention_on_cpu(query, cache, metadata, scale)
     elif decodes:
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
