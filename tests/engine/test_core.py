@@ -293,3 +293,21 @@ def test_a_case_in_a_batch_of_its_own_twins(engine_of: MakeEngine) -> None:
     twins = [GoldenCase(str(number), case.prompt, case.greedy_tokens, [], {}) for number in range(12)]
     assert set(map(tuple, generate(engine, twins, ignore_eos=True).values())) == {tuple(case.greedy_tokens)}
     assert engine.stats().prompt_tokens == case.prompt.index(94), "the context was computed once"
+
+
+@pytest.mark.parametrize("batching", ["serial", "async", "window"])
+def test_every_batching_mode_gives_the_same_answers(engine_of: MakeEngine, batching: str) -> None:
+    cases = tiny_cases(FIXTURES / "chatglm-tiny")
+    engine = engine_of(batching=batching, batching_window=0.0)
+    assert generate(engine, cases, ignore_eos=True) == {case.name: case.greedy_tokens for case in cases}
+    most = 1 if batching in ("serial", "async") else len(cases)
+    counts = engine.stats().decode_batch_size.counts
+    assert any(counts) and not any(counts[most:])
+
+
+def test_gathering_is_put_down_to_scheduling_and_not_to_memory(engine_of: MakeEngine) -> None:
+    engine = engine_of(batching="window", batching_window=60.0)
+    add(engine, "a", tiny_cases(FIXTURES / "chatglm-tiny")[0].prompt)
+    assert [engine.step() for _ in range(3)] == [[], [], []]
+    spent = engine.stats().gpu_time_seconds
+    assert spent.idle_scheduling > 0 and spent.idle_kv_full == 0

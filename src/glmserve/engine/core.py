@@ -22,6 +22,8 @@ from glmserve.runner.model_runner import StepHandle
 from glmserve.scheduler.batch import ScheduledBatch
 from glmserve.scheduler.request import Request
 
+GATHERING_SECONDS = 0.001  # between two looks at a window that gathers requests: no spinning on a CPU that tokenizes them
+
 
 class EngineCore:
     """One model on one device.  Not thread-safe: one loop calls it."""
@@ -75,6 +77,8 @@ class EngineCore:
             previous, self._in_flight = self._in_flight, launched
             outputs = self._collect(previous) if previous is not None else []
         self._note_idle(self._why_idle(batch))
+        if self.scheduler.held_back and batch is None and not outputs:
+            time.sleep(GATHERING_SECONDS)
         return outputs
 
     def stats(self) -> EngineStats:
@@ -121,7 +125,8 @@ class EngineCore:
         """Why the device would be idle from now until the next step."""
         if not self.has_unfinished_requests():
             return Idle.NO_WORK
-        return Idle.KV_FULL if batch is None and self._in_flight is None else Idle.SCHEDULING
+        nothing_fits = batch is None and self._in_flight is None and not self.scheduler.held_back
+        return Idle.KV_FULL if nothing_fits else Idle.SCHEDULING
 
     def _note_idle(self, cause: Idle) -> None:
         self.account.device.note(cause, time.monotonic())
