@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from glmserve.observe.readings import History, Readings, Window
+from glmserve.observe.readings import MOST_READINGS, History, Readings, Window
 from glmserve.observe.signals import SIGNALS, gpu_shares, read_all
 
 
@@ -91,6 +91,21 @@ def test_a_history_forgets_but_keeps_a_whole_window() -> None:
     assert short is not None and short.seconds == 10
     assert (longer := kept.window(1000)) is not None and longer.seconds <= 40
     assert kept.mean("x_total", 20) == 80
+
+
+def test_a_history_stays_small_however_often_one_looks() -> None:
+    kept = History(3600)
+    for second in range(7200):
+        kept.add(Readings.parse(page(x_total=second), float(second)))
+    assert len(list(kept.within(3600))) < 2 * MOST_READINGS
+    whole, short = kept.window(3600), kept.window(60)
+    assert whole is not None and 3600 <= whole.seconds < 3700
+    assert short is not None and 60 <= short.seconds < 130 and short.rate("x_total") == 1
+
+
+def test_families_tell_kind_help_and_samples() -> None:
+    text = "# HELP glmserve:steps_total Steps taken\n# TYPE glmserve:steps_total counter\nglmserve:steps_total 3\n"
+    assert Readings.parse(text, 0.0).families == {"steps": ("counter", "Steps taken", ("steps_total",))}
 
 
 def test_shares_of_device_time_sum_to_one() -> None:

@@ -9,13 +9,23 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 PREFIXES = ("glmserve:", "vllm:")
+MOST_READINGS = 120  # one takes about 100 kB
 Labels = frozenset[tuple[str, str]]
+
+
+class Family(NamedTuple):
+    """What the page says of a metric itself."""
+
+    kind: str  # counter, gauge, histogram, ...
+    help: str
+    sample_names: tuple[str, ...]  # those that are there, without prefix
 
 
 class Readings:
@@ -24,21 +34,22 @@ class Readings:
     def __init__(self, families: Iterable[Metric], at: float) -> None:
         self.at = at
         self.prefix = ""  # of the server that spoke: "glmserve:", "vllm:" or none
-        self.families: dict[str, Metric] = {}
+        self.families: dict[str, Family] = {}
         self._samples: dict[str, dict[Labels, float]] = {}
         for family in families:
-            self.families[self._plain(family.name)] = family
-            for sample in family.samples:
-                self._add(sample)
+            names = dict.fromkeys(self._add(sample) for sample in family.samples)
+            self.families[self._plain(family.name)] = Family(family.type, family.documentation, tuple(names))
 
     @classmethod
     def parse(cls, text: str, at: float) -> Readings:
         """From Prometheus' text format.  Raises ValueError where it is none."""
         return cls(text_string_to_metric_families(text), at)
 
-    def _add(self, sample: Sample) -> None:
+    def _add(self, sample: Sample) -> str:
+        name = self._plain(sample.name)
         if not math.isnan(sample.value):
-            self._samples.setdefault(self._plain(sample.name), {})[frozenset(sample.labels.items())] = sample.value
+            self._samples.setdefault(name, {})[frozenset(sample.labels.items())] = sample.value
+        return name
 
     def _plain(self, name: str) -> str:
         for prefix in PREFIXES:
@@ -120,17 +131,20 @@ class Window:
 
 
 class History:
-    """The readings of the last `keep_seconds`, oldest first."""
+    """The readings of the last `keep_seconds`, oldest first; about MOST_READINGS of them, however often one is added."""
 
     def __init__(self, keep_seconds: float) -> None:
         self._keep_seconds = keep_seconds
         self._readings: deque[Readings] = deque()
 
     def add(self, readings: Readings) -> None:
-        """A new reading; what is older than needed goes."""
-        self._readings.append(readings)
-        while len(self._readings) > 2 and readings.at - self._readings[1].at >= self._keep_seconds:
-            self._readings.popleft()
+        """A new reading; what is older than needed goes, and of those that lie closer than needed the middle one."""
+        kept = self._readings
+        kept.append(readings)
+        if len(kept) > 3 and kept[-2].at - kept[-4].at < self._keep_seconds / MOST_READINGS:
+            del kept[-3]
+        while len(kept) > 2 and readings.at - kept[1].at >= self._keep_seconds:
+            kept.popleft()
 
     def clear(self) -> None:
         """Forget all: the next reading begins anew."""

@@ -27,6 +27,18 @@ class Unit(StrEnum):
     CELSIUS = "°C"
 
 
+def show(value: float | None, unit: Unit) -> str:
+    """A value for people: "87%", "45 ms", "1,234/s"; a dash for one that is not known."""
+    if value is None:
+        return "-"
+    if unit is Unit.SHARE:
+        return f"{value:.1%}" if 0 < value < 0.0995 else f"{value:.0%}"
+    if unit is Unit.SECONDS:
+        return f"{value * 1000:.3g} ms" if value < 0.9995 else f"{value:.3g} s" if value < 999.5 else f"{value:,.0f} s"
+    number = f"{value:,.0f}" if value >= 99.5 or value == int(value) else f"{value:.3g}"
+    return number + {Unit.PER_SECOND: "/s", Unit.CELSIUS: " °C"}.get(unit, "")
+
+
 @dataclass(frozen=True)
 class Signal:
     """One figure; `read(history, seconds)` gives it over the last `seconds`, None where the server does not report it."""
