@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
-from glmserve.observe.metrics import EngineView, Metrics
+from glmserve.observe.gpu import GpuReading, GpuSampler
+from glmserve.observe.metric_docs import metrics_page
+from glmserve.observe.metric_list import ENGINE_METRICS
+from glmserve.observe.metrics import EngineView, Metrics, all_metrics
 from glmserve.observe.request_log import ChoiceRecord, RequestRecord
 from glmserve.protocol.messages import EngineReady, FinishReason
-from glmserve.protocol.stats import DeviceSeconds, EngineStats, StepCounts, engine_metrics
+from glmserve.protocol.stats import DeviceSeconds, EngineStats, StepCounts, metric_fields
 
 READY = EngineReady(
     model="m", device="cpu", device_name="cpu", dtype="float32", max_model_len=10, max_num_seqs=2, num_kv_blocks=4, block_size=16,
@@ -16,8 +21,8 @@ READY = EngineReady(
 )  # fmt: skip
 
 
-def make(stats: EngineStats, ready: EngineReady | None = READY) -> Metrics:
-    return Metrics("m", EngineView(lambda: stats, lambda: ready, lambda: 2, lambda: (3, 400), lambda: 5))
+def make(stats: EngineStats, ready: EngineReady | None = READY, gpu: GpuSampler | None = None) -> Metrics:
+    return Metrics("m", EngineView(lambda: stats, lambda: ready, lambda: 2, lambda: (3, 400), lambda: 5, gpu))
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
@@ -27,12 +32,12 @@ def samples(metrics: Metrics) -> dict[str, float]:
 
 
 def test_every_engine_field_is_exported() -> None:
-    plain = [metric for metric in engine_metrics() if metric.kind != "histogram" and not metric.label]
+    plain = [metric for metric in metric_fields(EngineStats) if metric.kind != "histogram" and not metric.label]
     stats = EngineStats(**{metric.field: float(index + 1) for index, metric in enumerate(plain)})
     shown = samples(make(stats))
     for metric in plain:
-        assert shown[f"glmserve:{metric.exported_name}"] == getattr(stats, metric.field)
-    assert len(list(engine_metrics())) == len(msgspec.structs.fields(EngineStats))
+        assert shown[ENGINE_METRICS[metric.field].shown_name] == getattr(stats, metric.field)
+    assert len(list(metric_fields(EngineStats))) == len(msgspec.structs.fields(EngineStats))
 
 
 def test_the_device_s_time_has_a_sample_an_activity() -> None:
@@ -57,6 +62,39 @@ def test_what_the_device_can_do_is_shown_once_the_engine_is_ready() -> None:
     ready = msgspec.structs.replace(READY, device_peak_flops_per_second=7e14)
     assert samples(make(EngineStats(), ready))["glmserve:device_peak_flops_per_second"] == 7e14
     assert b"device_peak" not in make(EngineStats(), None).render()
+
+
+def test_what_a_gpu_does_not_tell_is_left_out() -> None:
+    gpu = GpuSampler(lambda: "GPU-1")
+    gpu.latest, gpu.gpu = GpuReading(nvml_power_watts=350.0, nvml_throttle={"sw_power_cap": True, "hw_thermal": False}), "GPU-1"
+    text = make(EngineStats(), gpu=gpu).render().decode()
+    assert 'glmserve:nvml_power_watts{engine="0",gpu="GPU-1",model_name="m"} 350.0' in text
+    assert 'glmserve:nvml_throttle{engine="0",gpu="GPU-1",model_name="m",reason="sw_power_cap"} 1.0' in text
+    assert 'reason="hw_thermal"} 0.0' in text
+    assert "nvml_utilization_perc" not in text
+
+
+def test_the_list_of_all_metrics_and_the_page_agree() -> None:
+    gpu = GpuSampler(lambda: "GPU-1")
+    gpu.latest = GpuReading(*(1.0 for _ in GpuReading.__struct_fields__[:-1]), nvml_throttle={"sw_power_cap": True})
+    metrics = make(EngineStats(), gpu=gpu)
+    metrics.count_http("GET", "/", 200)
+    metrics.observe_request(RequestRecord("r", 200, 11, 0, 3.5, 1.5, [ChoiceRecord(FinishReason.STOP, 7, 0.5, 1.0, 2.0)]))
+    documented = {metric.name: metric for metric in all_metrics()}
+    assert len(documented) == len(all_metrics())
+    shown = set()
+    for family in metrics.registry.collect():
+        name = family.name + "_total" if family.type == "counter" else family.name
+        shown.add(name)
+        assert (documented[name].type, documented[name].help) == (family.type, family.documentation)
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        assert labels == set(documented[name].labels), name
+    assert shown == set(documented)
+
+
+def test_the_written_page_is_the_generated_one() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert written == metrics_page(), "run `python -m glmserve.observe.metric_docs > docs/metrics.md`"
 
 
 def test_the_servers_own_side() -> None:

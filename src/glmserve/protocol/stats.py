@@ -1,6 +1,6 @@
 """What the engine says of itself once a step.  A metric is one field here: the exporter iterates over them.
 
-A field's kind, help and label are in its annotation, and `engine_metrics` reads them there.
+A field's kind, help and label are in its annotation, and `metric_fields` reads them there.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ Kind = Literal["gauge", "counter", "histogram"]
 STEP_BOUNDS = tuple(2**power for power in range(15))  # 1 to 16,384 tokens or requests in a step
 
 
-def _gauge(help_text: str) -> Meta:
-    return Meta(description=help_text, extra={"kind": "gauge"})
+def gauge(help_text: str, label: str = "") -> Meta:
+    """Annotation of a value that goes up and down."""
+    return Meta(description=help_text, extra={"kind": "gauge", "label": label})
 
 
-def _counter(help_text: str, label: str = "") -> Meta:
+def counter(help_text: str, label: str = "") -> Meta:
+    """Annotation of a value that only grows."""
     return Meta(description=help_text, extra={"kind": "counter", "label": label})
 
 
@@ -61,48 +63,43 @@ class StepCounts(msgspec.Struct):
 class EngineStats(msgspec.Struct):
     """A snapshot after one engine step; counters run from the engine's start.  Suffixes are vLLM's where vLLM has the metric."""
 
-    num_requests_running: Annotated[int, _gauge("Requests in the running batch")] = 0
-    num_requests_waiting: Annotated[int, _gauge("Requests waiting in the engine's queue")] = 0
-    kv_cache_usage_perc: Annotated[float, _gauge("Share of K/V blocks in use, 0 to 1")] = 0.0
-    num_preemptions: Annotated[int, _counter("Requests pushed back to the queue because K/V ran out")] = 0
-    prompt_tokens: Annotated[int, _counter("Prompt tokens computed")] = 0
-    generation_tokens: Annotated[int, _counter("Tokens generated")] = 0
-    prefix_cache_queries: Annotated[int, _counter("Prompt tokens looked up in the K/V cache")] = 0
-    prefix_cache_hits: Annotated[int, _counter("Prompt tokens found in the K/V cache")] = 0
-    engine_steps: Annotated[int, _counter("Engine steps: the heartbeat of a working engine")] = 0
+    num_requests_running: Annotated[int, gauge("Requests in the running batch")] = 0
+    num_requests_waiting: Annotated[int, gauge("Requests waiting in the engine's queue")] = 0
+    kv_cache_usage_perc: Annotated[float, gauge("Share of K/V blocks in use, 0 to 1")] = 0.0
+    num_preemptions: Annotated[int, counter("Requests pushed back to the queue because K/V ran out")] = 0
+    prompt_tokens: Annotated[int, counter("Prompt tokens computed")] = 0
+    generation_tokens: Annotated[int, counter("Tokens generated")] = 0
+    prefix_cache_queries: Annotated[int, counter("Prompt tokens looked up in the K/V cache")] = 0
+    prefix_cache_hits: Annotated[int, counter("Prompt tokens found in the K/V cache")] = 0
+    engine_steps: Annotated[int, counter("Engine steps: the heartbeat of a working engine")] = 0
     iteration_tokens_total: Annotated[StepCounts, _histogram("Tokens computed in a step")] = msgspec.field(default_factory=StepCounts)
     decode_batch_size: Annotated[StepCounts, _histogram("Requests in a decode step")] = msgspec.field(default_factory=StepCounts)
     gpu_time_seconds: Annotated[
-        DeviceSeconds, _counter("Wall time of the device, be it a GPU or the CPU, by what it did; the parts sum to all of it", "activity")
+        DeviceSeconds, counter("Wall time of the device, be it a GPU or the CPU, by what it did; the parts sum to all of it", "activity")
     ] = msgspec.field(default_factory=DeviceSeconds)
     model_bandwidth_utilization_perc: Annotated[
-        float, _gauge("MBU: bytes the model had to move in the last ten seconds, as a share of what the device can, 0 to 1")
+        float, gauge("MBU: bytes the model had to move in the last ten seconds, as a share of what the device can, 0 to 1")
     ] = 0.0
     model_flops_utilization_perc: Annotated[
-        float, _gauge("MFU: arithmetic the model needed in the last ten seconds, as a share of what the device can, 0 to 1")
+        float, gauge("MFU: arithmetic the model needed in the last ten seconds, as a share of what the device can, 0 to 1")
     ] = 0.0
-    estimated_flops_per_gpu: Annotated[float, _counter("Floating-point operations that the model needed")] = 0.0
-    estimated_read_bytes_per_gpu: Annotated[float, _counter("Bytes of weights and K/V that had to be read")] = 0.0
-    estimated_write_bytes_per_gpu: Annotated[float, _counter("Bytes of K/V that had to be written")] = 0.0
+    estimated_flops_per_gpu: Annotated[float, counter("Floating-point operations that the model needed")] = 0.0
+    estimated_read_bytes_per_gpu: Annotated[float, counter("Bytes of weights and K/V that had to be read")] = 0.0
+    estimated_write_bytes_per_gpu: Annotated[float, counter("Bytes of K/V that had to be written")] = 0.0
 
 
-class EngineMetric(NamedTuple):
-    """One field of EngineStats as a metric.  `label` names what tells the parts of a family apart; "" where there are none."""
+class MetricField(NamedTuple):
+    """One field of a struct as a metric.  `label` names what tells the parts of a family apart; "" where there are none."""
 
     field: str
     kind: Kind
     help: str
     label: str
 
-    @property
-    def exported_name(self) -> str:
-        """Without the prefix; Prometheus' text format ends a counter's name in _total."""
-        return self.field + "_total" if self.kind == "counter" else self.field
 
-
-def engine_metrics() -> Iterator[EngineMetric]:
-    """Each metric that the engine reports."""
-    for name, hint in get_type_hints(EngineStats, include_extras=True).items():
+def metric_fields(struct: type[msgspec.Struct]) -> Iterator[MetricField]:
+    """Each field of a struct whose annotations say what kind of metric it is."""
+    for name, hint in get_type_hints(struct, include_extras=True).items():
         meta: Meta = hint.__metadata__[0]
         extra: dict[str, Any] = meta.extra or {}
-        yield EngineMetric(name, extra["kind"], meta.description or name, extra.get("label", ""))
+        yield MetricField(name, extra["kind"], meta.description or name, extra.get("label", ""))
