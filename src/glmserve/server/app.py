@@ -22,7 +22,7 @@ from glmserve.server.client_watch import ClientGoneError
 from glmserve.server.errors import RouteError, error_response
 from glmserve.server.kept_answers import KeptAnswers
 from glmserve.server.middleware import RequestGate
-from glmserve.server.routes import chatglm, openai, operations, websocket
+from glmserve.server.routes import chatglm, openai, operations, web, websocket
 from glmserve.server.services import Services
 from glmserve.text.answer import CLIENT_GONE_STATUS
 from glmserve.text.generator import TextGenerator
@@ -55,7 +55,7 @@ def create_app(
     services = Services(server_config, engine_client, spec, name, generator, admission, metrics, KeptAnswers(server_config.resume_seconds))
     app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services))
     app.state.services = services
-    routers = [module.router for module in (openai, chatglm, operations, websocket)]
+    routers = [module.router for module in (openai, chatglm, operations, websocket, *((web,) if server_config.web else ()))]
     for router in routers:
         app.include_router(router)
     _add_error_handlers(app)
@@ -98,7 +98,10 @@ def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextMan
 def _path_label(path: str, known: frozenset[str]) -> str:
     if path in known:
         return path
-    return "/v1/models/{name:path}" if path.startswith("/v1/models/") else "other"
+    for prefix, label in (("/v1/models/", "/v1/models/{name:path}"), ("/web/", "/web/{path:path}")):
+        if path.startswith(prefix) and label in known:
+            return label
+    return "other"
 
 
 def _add_error_handlers(app: FastAPI) -> None:

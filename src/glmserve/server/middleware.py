@@ -82,7 +82,7 @@ class RequestGate:
             self._count(scope["method"], self._label(scope["path"]), status or 500)
 
     def _refusal(self, scope: Scope, headers: Headers) -> GlmserveError | None:
-        if scope["path"] not in OPEN_PATHS and not self._authorized(scope, _bearer(headers)):
+        if not _is_open(scope) and not self._authorized(scope, _bearer(headers)):
             return UnauthorizedError("this server wants an API key: send it as `Authorization: Bearer KEY`")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body_bytes:
@@ -123,6 +123,12 @@ class RequestGate:
             return
         scope[REQUEST_ID] = uuid.uuid4().hex
         await self._app(scope, receive, send)
+
+
+def _is_open(scope: Scope) -> bool:
+    """No key is asked for: machines that watch have none, and the web page must load before it can ask its user for one."""
+    path: str = scope["path"]
+    return path in OPEN_PATHS or (scope["method"] in ("GET", "HEAD") and (path == "/" or path.startswith("/web/")))
 
 
 def _bearer(headers: Headers) -> str:

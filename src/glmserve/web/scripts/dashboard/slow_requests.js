@@ -1,0 +1,81 @@
+// The list of requests that took long, each with the reason that the server gives (GET /slow).
+
+import { ApiError, call } from "../api/client.js";
+import { element } from "../page/element.js";
+import { say } from "../page/language.js";
+import { count, duration } from "../page/numbers.js";
+import { recall, remember } from "../page/preferences.js";
+
+const LIMITS = [0.5, 1, 2, 5, 10];
+const LAST = 10;
+
+export class SlowRequests {
+  #body = element("div", { class: "slow-body" });
+  #over = recall("slow_over", 2);
+  #shown = "";
+
+  /** `askForKey` resolves to true once the user gave an API key. */
+  constructor(askForKey) {
+    this.askForKey = askForKey;
+    const choice = element("select", { "aria-label": say("slow_over"), on: { change: (event) => this.#choose(Number(event.target.value)) } });
+    for (const limit of LIMITS) choice.append(element("option", { value: limit, text: duration(limit), selected: limit === this.#over }));
+    const head = element("div", { class: "card-head" }, element("h2", { text: say("slow_requests") }), element("label", { class: "inline" }, say("slow_over"), choice));
+    this.node = element("section", { class: "card wide" }, head, this.#body);
+  }
+
+  /** Ask the server.  A server that has no such list is told of, not complained about. */
+  async refresh() {
+    try {
+      const response = await call(`slow?over=${this.#over}&last=${LAST}`);
+      this.#show((await response.json()).requests);
+    } catch (error) {
+      if (error instanceof ApiError) this.#explain(error.status);
+      else if (!this.#shown) this.#note("reading");
+    }
+  }
+
+  #choose(limit) {
+    this.#over = limit;
+    remember("slow_over", limit);
+    this.refresh();
+  }
+
+  #explain(status) {
+    this.#note(status === 401 ? "slow_key" : "slow_missing");
+    if (status !== 401) return;
+    const ask = async () => {
+      if (await this.askForKey()) this.refresh();
+    };
+    this.#body.append(" ", element("button", { class: "plain-button", type: "button", text: say("enter_key"), on: { click: ask } }));
+  }
+
+  #note(key) {
+    this.#shown = key;
+    this.#body.replaceChildren(element("p", { class: "card-note", text: say(key) }));
+  }
+
+  #show(requests) {
+    const now = JSON.stringify(requests);
+    if (now === this.#shown) return; // a selection in the table stays
+    if (!requests.length) {
+      this.#note("slow_none");
+      return;
+    }
+    this.#shown = now;
+    const heads = ["slow_when", "slow_total", "slow_first", "slow_size", "slow_why"].map((key) => element("th", { text: say(key) }));
+    const table = element("table", { class: "slow" }, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...requests.map(rowOf)));
+    this.#body.replaceChildren(element("div", { class: "table" }, table));
+  }
+}
+
+function rowOf(request) {
+  const when = request.timestamp ? new Date(request.timestamp).toLocaleTimeString("en-GB") : "";
+  const cells = [
+    element("td", { text: when, title: request.request_id }),
+    element("td", { class: "number", text: duration(request.e2e_seconds ?? null) }),
+    element("td", { class: "number", text: duration(request.first_token_seconds ?? null) }),
+    element("td", { class: "number", text: `${count(request.prompt_tokens ?? null)} / ${count(request.completion_tokens ?? null)}` }),
+    element("td", { text: request.why ?? "", "data-cause": request.cause }),
+  ];
+  return element("tr", {}, ...cells);
+}
