@@ -15,7 +15,7 @@ from glmserve.engine.fake import FakeOptions
 from glmserve.protocol.errors import EngineUnavailableError, SettingsError
 from glmserve.tools.bench.serve import NoAnswerError, bench_serve
 from glmserve.tools.bench.settings import ServeBenchConfig, load_serve_bench_settings
-from tests.server.serving import MODEL, ServerInThread
+from tests.server.serving import MODEL, ServerInThread, eventually
 
 SMALL = {
     "num_prompts": 24,
@@ -91,7 +91,27 @@ def test_the_result_file_has_vllms_names_and_no_key(server: ServerInThread, tmp_
     assert result["model_id"] == MODEL
     assert {"request_throughput", "output_throughput", "mean_ttft_ms", "p99_tpot_ms", "p90_itl_ms", "p50_e2el_ms"} <= set(result)
     assert len(result["requests"]) == 5
+    assert result["server"]["output_tokens"] == result["total_output_tokens"]
     assert "api_key" not in result
+
+
+def test_a_run_ends_when_its_time_is_over_and_counts_what_is_done(server: ServerInThread) -> None:
+    """An answer takes 0.4 s or more, so the three clients are in the middle of one."""
+    figures = bench(server, max_concurrency=3, num_prompts=1000, random_output_len=200, duration=1.0)
+    assert figures["duration"] == 1.0 and figures["unfinished"] == 3
+    assert figures["completed"] + figures["failed"] < 100 and figures["errors_by_kind"] == {}
+    eventually(server.idle)
+
+
+def test_a_run_that_is_done_before_its_time(server: ServerInThread) -> None:
+    figures = bench(server, max_concurrency=3, num_prompts=3, duration=60.0)
+    assert (figures["completed"], figures["unfinished"]) == (3, 0)
+    assert figures["duration"] < 60
+
+
+def test_prompts_are_of_ids_that_the_model_has(server: ServerInThread) -> None:
+    """The fixture's vocabulary ends far below 30,000."""
+    assert bench(server, max_concurrency=3, num_prompts=5, token_ids=None)["completed"] == 5
 
 
 def test_a_server_that_is_not_there() -> None:

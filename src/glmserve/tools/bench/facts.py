@@ -28,9 +28,12 @@ def _facts(http: httpx.Client, config: ServeBenchConfig, model: str) -> ServerFa
     if config.backend != "openai":
         ids = _tokenize(http, model, " ".join(WORDS))
         return ServerFacts(model, tokens_per_word=len(ids) / len(WORDS) if ids else 1.0)
-    if config.prompt_suffix_ids is not None:
+    if config.prompt_suffix_ids is not None:  # so nothing is asked that a server without a tokenizer cannot tell
         return ServerFacts(model, suffix_ids=[int(part) for part in config.prompt_suffix_ids.split(",") if part.strip()])
-    return _with_special_ids(ServerFacts(model), _tokenize(http, model, ""), _tokenize(http, model, "a"))
+    facts = _with_special_ids(ServerFacts(model), _tokenize(http, model, ""), _tokenize(http, model, "a"))
+    special = {*facts.prefix_ids, *facts.suffix_ids}
+    facts.word_ids = sorted(set(_tokenize(http, model, " ".join(WORDS)) or ()) - special)
+    return facts
 
 
 def _with_special_ids(facts: ServerFacts, of_nothing: list[int] | None, of_something: list[int] | None) -> ServerFacts:

@@ -8,7 +8,9 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -27,33 +29,44 @@ class LoadResult:
     outcomes: list[Outcome]
     duration: float
     client_busy: float
+    num_unfinished: int = 0  # under way when the time was over; not among the outcomes
 
 
-async def run_load(plans: list[Plan], progress: Callable[[int, int], None]) -> LoadResult:
-    """Run the plans; `progress` gets requests done and events seen, of all.  Raises EngineUnavailableError where the warm-up fails."""
+async def run_load(plans: list[Plan], progress: Callable[[int, int], None], watch: AbstractContextManager[Any] | None = None) -> LoadResult:
+    """Run the plans; `progress` gets requests done and events seen, of all; `watch` is open from the start to the end, without the warm-up.
+
+    Raises EngineUnavailableError where the warm-up fails.
+    """
     raise_open_files()
     workers = [await _start(plan) for plan in plans]
     try:
         for worker in workers:
             await _wait_ready(worker)
-        started = time.monotonic() + START_DELAY
-        for worker in workers:
-            await _send(worker, Start(started))
-        seen = [(0, 0)] * len(workers)
-
-        def note(number: int, report: Report) -> None:
-            seen[number] = (report.num_done, report.num_events)
-            progress(sum(done for done, _ in seen), sum(events for _, events in seen))
-
-        reports = await asyncio.gather(*(_gather(number, worker, note) for number, worker in enumerate(workers)))
+        with watch or nullcontext():
+            reports = await _run_workers(workers, progress)
     finally:
         for worker in workers:
             if worker.returncode is None:
                 worker.kill()
             await worker.wait()
     outcomes = sorted((outcome for report in reports for outcome in report.outcomes), key=lambda outcome: outcome.sent)
-    duration = max(outcome.sent + outcome.latency for outcome in outcomes)
-    return LoadResult(outcomes, duration, max(report.cpu_seconds for report in reports) / max(duration, 1e-9))
+    num_unfinished = sum(report.num_unfinished for report in reports)
+    last = max((outcome.sent + outcome.latency for outcome in outcomes), default=0.0)
+    duration = (plans[0].duration if num_unfinished else None) or last
+    return LoadResult(outcomes, duration, max(report.cpu_seconds for report in reports) / max(duration, 1e-9), num_unfinished)
+
+
+async def _run_workers(workers: list[Process], progress: Callable[[int, int], None]) -> list[Report]:
+    started = time.monotonic() + START_DELAY
+    for worker in workers:
+        await _send(worker, Start(started))
+    seen = [(0, 0)] * len(workers)
+
+    def note(number: int, report: Report) -> None:
+        seen[number] = (report.num_done, report.num_events)
+        progress(sum(done for done, _ in seen), sum(events for _, events in seen))
+
+    return await asyncio.gather(*(_gather(number, worker, note) for number, worker in enumerate(workers)))
 
 
 def raise_open_files() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from glmserve.tools.bench.settings import ServeBenchConfig
+from glmserve.tools.bench.settings import DEFAULT_IDS, ServeBenchConfig
 
 PATHS = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions", "chatglm": "/"}
 VOCABULARY = (
@@ -33,6 +34,7 @@ class ServerFacts(msgspec.Struct):
     model: str
     prefix_ids: list[int] = []
     suffix_ids: list[int] = []
+    word_ids: list[int] = []  # ids that stand for ordinary text in this model
     tokens_per_word: float = 1.0
 
 
@@ -44,7 +46,7 @@ class Plan(msgspec.Struct):
     backend: str
     headers: dict[str, str]
     facts: ServerFacts
-    token_ids: tuple[int, int]
+    token_ids: tuple[int, int] | None
     seed: int
     temperature: float
     ignore_eos: bool
@@ -52,6 +54,7 @@ class Plan(msgspec.Struct):
     max_concurrency: int | None
     requests: list[PlannedRequest]
     num_warmups: int = 0
+    duration: float | None = None
 
     @property
     def streaming(self) -> bool:
@@ -83,7 +86,13 @@ class Plan(msgspec.Struct):
     def _ids(self, rng: random.Random, length: int) -> list[int]:
         facts = self.facts
         room = max(0, length - len(facts.prefix_ids) - len(facts.suffix_ids))
-        return [*facts.prefix_ids, *rng.choices(range(*self.token_ids), k=room), *facts.suffix_ids]
+        return [*facts.prefix_ids, *rng.choices(self._id_pool(), k=room), *facts.suffix_ids]
+
+    def _id_pool(self) -> Sequence[int]:
+        if self.token_ids is None and self.facts.word_ids:
+            return self.facts.word_ids
+        low, high = self.token_ids or map(int, DEFAULT_IDS.split(":"))
+        return range(low, high)
 
     def _text(self, rng: random.Random, length: int) -> str:
         return " ".join(rng.choices(WORDS, k=max(1, round(length / self.facts.tokens_per_word))))
@@ -94,7 +103,7 @@ def make_plans(config: ServeBenchConfig, facts: ServerFacts) -> list[Plan]:
     requests = draw_requests(config)
     num_slots = min(config.max_concurrency or len(requests), len(requests))
     num_workers = min(config.num_workers, num_slots)
-    low_high = config.token_id_range
+    ids = config.token_id_range
     plans = []
     for worker in range(num_workers):
         share = [request for request in requests if request.index % num_slots % num_workers == worker]
@@ -105,7 +114,7 @@ def make_plans(config: ServeBenchConfig, facts: ServerFacts) -> list[Plan]:
                 backend=config.backend,
                 headers={"Authorization": f"Bearer {config.api_key}"} if config.api_key else {},
                 facts=facts,
-                token_ids=(low_high.start, low_high.stop),
+                token_ids=(ids.start, ids.stop) if ids else None,
                 seed=config.seed,
                 temperature=config.temperature,
                 ignore_eos=config.ignore_eos,
@@ -113,6 +122,7 @@ def make_plans(config: ServeBenchConfig, facts: ServerFacts) -> list[Plan]:
                 max_concurrency=None if config.max_concurrency is None else len(range(worker, num_slots, num_workers)),
                 requests=share,
                 num_warmups=config.num_warmups if worker == 0 else 0,
+                duration=config.duration,
             )
         )
     return plans

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from glmserve.tools.bench.answers import Outcome
 from glmserve.tools.bench.load import LoadResult
+from glmserve.tools.bench.server_watch import ServerFigures, rows
 from glmserve.tools.bench.settings import ServeBenchConfig
 
 TITLES = {
@@ -39,21 +40,22 @@ def percentile(values: list[float], percent: float) -> float:
 def measure(result: LoadResult, config: ServeBenchConfig) -> dict[str, Any]:
     """All figures, under vLLM's names.  Times are ms in *_ms and seconds elsewhere; what was not seen is None."""
     done = [outcome for outcome in result.outcomes if not outcome.error]
-    duration = result.duration
+    seconds = result.duration or math.inf  # nothing came
     counted = [outcome.output_tokens for outcome in done if outcome.output_tokens is not None]
     output_tokens = sum(counted) if len(counted) == len(done) else None  # a sum over some of them would mean nothing
     input_tokens = sum(outcome.input_tokens for outcome in done)
     limits = config.limits
     figures: dict[str, Any] = {
-        "duration": duration,
+        "duration": result.duration,
         "completed": len(done),
         "failed": len(result.outcomes) - len(done),
+        "unfinished": result.num_unfinished,
         "total_input_tokens": input_tokens,
         "total_output_tokens": output_tokens,
-        "request_throughput": len(done) / duration,
-        "output_throughput": None if output_tokens is None else output_tokens / duration,
-        "total_token_throughput": None if output_tokens is None else (input_tokens + output_tokens) / duration,
-        "request_goodput": sum(_is_good(outcome, limits) for outcome in done) / duration if limits else None,
+        "request_throughput": len(done) / seconds,
+        "output_throughput": None if output_tokens is None else output_tokens / seconds,
+        "total_token_throughput": None if output_tokens is None else (input_tokens + output_tokens) / seconds,
+        "request_goodput": sum(_is_good(outcome, limits) for outcome in done) / seconds if limits else None,
         "max_concurrent_requests": max_concurrent(result.outcomes),
         "client_busy": result.client_busy,
         "errors_by_kind": dict(Counter(outcome.error for outcome in result.outcomes if outcome.error)),
@@ -102,19 +104,30 @@ def max_concurrent(outcomes: list[Outcome]) -> int:
     return most
 
 
-def result_file(figures: dict[str, Any], result: LoadResult, config: ServeBenchConfig, model: str) -> dict[str, Any]:
-    """What is written to --save-result: settings (but for the key), figures and, if wanted, each request."""
+def result_file(
+    figures: dict[str, Any], result: LoadResult, server: ServerFigures | None, config: ServeBenchConfig, model: str
+) -> dict[str, Any]:
+    """What is written to --save-result: settings (but for the key), figures, what the server said and, if wanted, each request."""
     settings = config.model_dump(mode="json", exclude={"api_key", "save_result"})
     settings["request_rate"] = "inf" if math.isinf(config.request_rate) else config.request_rate
     content = {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", **settings, "model_id": config.model or model, **figures}
+    content["server"] = None if server is None else msgspec.to_builtins(server)
     if config.save_detailed:
         content["requests"] = [msgspec.to_builtins(outcome) for outcome in result.outcomes]
     return content
 
 
-def tables(figures: dict[str, Any], config: ServeBenchConfig) -> list[Table]:
+def tables(figures: dict[str, Any], server: ServerFigures | None, config: ServeBenchConfig) -> list[Table]:
     """What the terminal shows."""
-    return [_totals(figures, config), _times(figures, config)]
+    shown = [_totals(figures, config), _times(figures, config)]
+    return [*shown, _said_by(server)] if server is not None and rows(server) else shown
+
+
+def _said_by(server: ServerFigures) -> Table:
+    table = Table(title="the server says", title_justify="left", show_header=False)
+    for name, value in rows(server).items():
+        table.add_row(name, value)
+    return table
 
 
 def _totals(figures: dict[str, Any], config: ServeBenchConfig) -> Table:
@@ -122,6 +135,7 @@ def _totals(figures: dict[str, Any], config: ServeBenchConfig) -> Table:
     rows = {
         "requests done": f"{figures['completed']:,}",
         "failed": f"{figures['failed']:,}",
+        **({"under way at the end": f"{figures['unfinished']:,}"} if figures["unfinished"] else {}),
         "most at a time": f"{figures['max_concurrent_requests']:,}",
         "seconds": f"{figures['duration']:.2f}",
         "input tokens": f"{figures['total_input_tokens']:,}",

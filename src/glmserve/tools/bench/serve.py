@@ -16,6 +16,7 @@ from glmserve.tools.bench.facts import ask_facts
 from glmserve.tools.bench.load import run_load
 from glmserve.tools.bench.plan import make_plans
 from glmserve.tools.bench.report import measure, remarks, result_file, tables
+from glmserve.tools.bench.server_watch import ServerWatch
 from glmserve.tools.bench.settings import ServeBenchConfig
 
 
@@ -33,15 +34,16 @@ def bench_serve(config: ServeBenchConfig, console: Console | None = None) -> dic
     if config.save_result is not None and not config.save_result.resolve().parent.is_dir():  # not found out after the work
         raise SettingsError(f"--save-result: there is no folder {config.save_result.resolve().parent}.")
     facts = ask_facts(config)
+    watch = ServerWatch(config.base_url, config.api_key)
     with _progress(config) as note:
-        result = asyncio.run(run_load(make_plans(config, facts), note))
-    figures = measure(result, config)
-    for table in tables(figures, config):
+        result = asyncio.run(run_load(make_plans(config, facts), note, watch))
+    figures, server = measure(result, config), watch.figures()
+    for table in tables(figures, server, config):
         console.print(table)
     for line in remarks(figures):
         console.print(f"note: {line}", markup=False, soft_wrap=True)
     if config.save_result is not None:
-        content = msgspec.json.encode(result_file(figures, result, config, facts.model))
+        content = msgspec.json.encode(result_file(figures, result, server, config, facts.model))
         config.save_result.write_bytes(msgspec.json.format(content, indent=1))
     if not figures["completed"]:
         raise NoAnswerError("no request succeeded")

@@ -14,6 +14,7 @@ from glmserve.config import EngineConfig, Given, Settings
 from glmserve.protocol.errors import SettingsError
 
 METRICS = ("ttft", "tpot", "itl", "e2el")
+DEFAULT_IDS = "1000:30000"  # of prompts, where nobody tells which ids a model has
 
 
 class TargetSettings(Settings):
@@ -47,21 +48,25 @@ class RequestSettings(Settings):
     ignore_eos: bool = Field(False, description="Ask for answers of full length.")
     temperature: float = Field(0.0, ge=0, description="0 takes the likeliest token.")
     seed: int = Field(0, description="Of prompts and pauses. Use another one where the server may keep the prompts of the last run.")
-    token_ids: str = Field("1000:30000", description="Prompts are random token ids from LOW to below HIGH.")
+    token_ids: str | None = Field(
+        None, description="Prompts are random token ids from LOW to below HIGH. Default: ids of words, or 1000:30000."
+    )
     prompt_suffix_ids: str | None = Field(
         None, description="Ids that end each prompt, as 130001,130004 for ChatGLM-6B. Default: what the server's /tokenize adds."
     )
 
     @property
-    def token_id_range(self) -> range:
-        """The ids to draw from."""
+    def token_id_range(self) -> range | None:
+        """The ids to draw from, where they are given."""
+        if self.token_ids is None:
+            return None
         low, high = self.token_ids.split(":")
         return range(int(low), int(high))
 
     @field_validator("token_ids")
     @classmethod
-    def _is_a_range(cls, value: str) -> str:
-        low, _, high = value.partition(":")
+    def _is_a_range(cls, value: str | None) -> str | None:
+        low, _, high = (value or DEFAULT_IDS).partition(":")
         if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
             raise ValueError("LOW:HIGH")
         return value
@@ -80,6 +85,9 @@ class LoadSettings(Settings):
     request_rate: float = Field(math.inf, gt=0, description="Requests a second, at random moments (Poisson). inf sends all at once.")
     burstiness: float = Field(1.0, gt=0, description="1 is Poisson; below 1 requests come in bursts, above 1 more evenly.")
     max_concurrency: int | None = Field(None, ge=1, description="Most requests at a time; the next one waits for an answer.")
+    duration: float | None = Field(
+        None, gt=0, description="Seconds after which the run ends; what is under way then does not count. Default: until all is answered."
+    )
     num_warmups: int = Field(1, ge=0, description="Requests before the clock starts.")
     num_workers: int = Field(1, ge=1, le=64, description="Client processes. One carries tens of thousands of tokens a second.")
 

@@ -36,6 +36,7 @@ class Report(msgspec.Struct):
     num_done: int = 0
     num_events: int = 0
     outcomes: list[Outcome] = []
+    num_unfinished: int = 0
     cpu_seconds: float = 0.0
 
 
@@ -59,21 +60,29 @@ class Worker:
 
     async def warm_up(self) -> str:
         """Requests whose times do not count: one alone, then the others together.  Gives what went wrong, or an empty text."""
-        first, *others = [msgspec.structs.replace(self._plan.requests[0], index=WARMUP_INDEX + n) for n in range(self._plan.num_warmups)]
+        requests = self._plan.requests  # with their lengths, so that batches of all sizes occur
+        warmups = range(self._plan.num_warmups)
+        first, *others = [msgspec.structs.replace(requests[n % len(requests)], index=WARMUP_INDEX + n) for n in warmups]
         outcome = await self._send(first, self._plan.body(first), time.monotonic())
         if outcome.error:
             return f"{outcome.error}: {outcome.detail}"
         await asyncio.gather(*(self._send(request, self._plan.body(request), time.monotonic()) for request in others))
         return ""
 
-    async def run(self, started: float) -> None:
-        """All requests, each at its time and as soon as a slot is free."""
-        async with asyncio.TaskGroup() as tasks:
-            for request, body in self._bodies:
-                if (pause := started + request.send_at - time.monotonic()) > 0:
-                    await asyncio.sleep(pause)
-                tasks.create_task(self._send_in_slot(request, body, started))
-        self._client.close()
+    async def run(self, started: float) -> int:
+        """All requests, each at its time and as soon as a slot is free.  Returns how many were under way when the time was over."""
+        limit = self._plan.duration
+        try:
+            async with asyncio.timeout(None if limit is None else started + limit - time.monotonic()), asyncio.TaskGroup() as tasks:
+                for request, body in self._bodies:
+                    if (pause := started + request.send_at - time.monotonic()) > 0:
+                        await asyncio.sleep(pause)
+                    tasks.create_task(self._send_in_slot(request, body, started))
+        except TimeoutError:  # those under way were given up, and their connections with them
+            return len(self._open)
+        finally:
+            self._client.close()
+        return 0
 
     async def _send_in_slot(self, request: PlannedRequest, body: bytes, started: float) -> None:
         async with self._slots:
@@ -110,9 +119,9 @@ async def main() -> None:
     cpu_before = time.process_time()
     await asyncio.sleep(started - time.monotonic())
     progress = asyncio.create_task(_tell_progress(worker))
-    await worker.run(started)
+    num_unfinished = await worker.run(started)
     progress.cancel()
-    _write(Report("done", outcomes=worker.outcomes, cpu_seconds=time.process_time() - cpu_before))
+    _write(Report("done", outcomes=worker.outcomes, num_unfinished=num_unfinished, cpu_seconds=time.process_time() - cpu_before))
 
 
 async def _tell_progress(worker: Worker) -> None:
