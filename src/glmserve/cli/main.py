@@ -10,6 +10,7 @@ import typer
 
 from glmserve.cli.bench import bench
 from glmserve.cli.chat import chat
+from glmserve.cli.doctor import doctor
 from glmserve.cli.serve import serve
 from glmserve.config import wants_traces
 from glmserve.protocol.errors import GlmserveError, SettingsError
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(chat)
+app.command()(doctor)
 app.add_typer(bench, name="bench")
 
 

@@ -1,0 +1,1 @@
+"""The checks: each is one function that gives verdict, evidence and mend.  `checklist` names them."""

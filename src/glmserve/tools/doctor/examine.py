@@ -1,0 +1,131 @@
+"""An examination, from a target to its findings: who is the patient, which checks apply, one after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from glmserve.models.demo import resolve_model
+from glmserve.protocol.errors import ModelLoadError
+from glmserve.tools.doctor.checklist import select
+from glmserve.tools.doctor.finding import Finding, NotApplicableError, Verdict, skipped
+from glmserve.tools.doctor.gpu import Gpu, GpuReader, nvml_reader
+from glmserve.tools.doctor.machine import Machine
+from glmserve.tools.doctor.model_folder import ModelFolder
+from glmserve.tools.doctor.patient import Check, Patient
+from glmserve.tools.doctor.service import Kind, Service, http_client, recognise
+from glmserve.tools.doctor.settings import DEFAULT_TARGET, DoctorConfig
+from glmserve.tools.doctor.speaker import speaker_for
+from glmserve.tools.doctor.trials import QUICK, Sizes, Trials
+
+Note = Callable[[str], None]
+
+
+@dataclass
+class Examination:
+    """What came of it.  `about` says in a line what was examined."""
+
+    target: str
+    about: str
+    findings: list[tuple[Check, Finding]]
+    seconds: float
+
+    @property
+    def is_healthy(self) -> bool:
+        """Nothing was found that wants mending."""
+        return all(finding.verdict in (Verdict.OK, Verdict.SKIPPED) for _, finding in self.findings)
+
+
+async def examine(
+    target: str | None,
+    config: DoctorConfig,
+    note: Note,
+    *,
+    machine: Machine | None = None,
+    reader: GpuReader | None = None,
+    sizes: Sizes | None = None,
+) -> Examination:
+    """Make the checks that were asked for and that apply.  `note` is told what is going on.
+
+    Raises EngineUnavailableError where nothing answers at a URL, ModelLoadError where there is no folder, SettingsError.
+    """
+    begun, checks = time.monotonic(), select(config.checks)
+    machine, reader = machine or Machine(), reader or nvml_reader()
+    target = target or DEFAULT_TARGET
+    if (url := _as_url(target)) is None:
+        path = _folder(target)
+        patient = Patient(machine, True, reader, _gpu(reader, config.gpu), folder=ModelFolder(path))
+        about = f"the model folder {path}"
+        findings = await _make([check for check in checks if check.subject != "service"], patient, note)
+    else:
+        service = await recognise(url, config.api_key, config.timeout)
+        is_here = machine.has_address(service.host)
+        about = _about(service, is_here)
+        patient = Patient(machine, is_here, reader, _gpu(reader, config.gpu) if is_here else None)
+        applicable = [check for check in checks if check.subject != "folder"]
+        findings = await _on_service(applicable, patient, service, config, sizes or (QUICK if config.quick else Sizes()), note, about)
+    return Examination(target, about, findings, time.monotonic() - begun)
+
+
+async def _on_service(
+    checks: list[Check], patient: Patient, service: Service, config: DoctorConfig, sizes: Sizes, note: Note, about: str
+) -> list[tuple[Check, Finding]]:
+    note(f"{about}: sending about {sizes.num_small} small requests and 5 long ones, {sizes.concurrency} at most at a time")
+    speaker = speaker_for(service, config.timeout)
+    watch = (patient.reader, patient.gpu) if patient.reader is not None and patient.gpu is not None else None
+    async with http_client(service.url, service.headers, config.timeout) as http:
+        patient.trials = Trials(service, speaker, http, sizes, watch, note)
+        try:
+            return await _make(checks, patient, note)
+        finally:
+            speaker.close()
+
+
+async def _make(checks: list[Check], patient: Patient, note: Note) -> list[tuple[Check, Finding]]:
+    findings = []
+    for number, check in enumerate(checks, 1):
+        note(f"{number} of {len(checks)}: {check.title}")
+        try:
+            finding = await check.run(patient)
+        except NotApplicableError as error:
+            finding = skipped(str(error))
+        except (OSError, httpx.HTTPError) as error:
+            finding = skipped(f"it could not be examined: {error or type(error).__name__}")
+        findings.append((check, finding))
+    return findings
+
+
+def _as_url(target: str) -> str | None:
+    """A URL, or HOST:PORT as people type it; None for the name of a folder."""
+    if "://" in target:
+        return target
+    host, _, port = target.rpartition(":")
+    return f"http://{target}" if host and port.isdigit() and not Path(target).exists() else None
+
+
+def _folder(name: str) -> Path:
+    path = resolve_model(name)
+    if not path.is_dir():
+        raise ModelLoadError(
+            f"there is no model folder at {path}. Give a folder that holds config.json and weights, or a URL such as {DEFAULT_TARGET}."
+        )
+    return path
+
+
+def _gpu(reader: GpuReader | None, index: int | None) -> Gpu | None:
+    """The one that was named, or the one whose memory is fullest: a server that holds a model is hard to overlook."""
+    gpus = reader.gpus() if reader is not None else []
+    if reader is None or not gpus:
+        return None
+    if index is not None:
+        return next((gpu for gpu in gpus if gpu.index == index), None)
+    return max(gpus, key=lambda gpu: reader.sample(gpu.index).memory_used)
+
+
+def _about(service: Service, is_here: bool) -> str:
+    model = f" with {service.model}" if service.model and service.kind is not Kind.GRADIO else ""
+    return f"{service.kind}{model} at {service.url}, on {'this' if is_here else 'another'} machine"
