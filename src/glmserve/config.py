@@ -120,7 +120,18 @@ class RequestDefaults(Settings):
     )
 
 
-class ServerConfig(RequestDefaults, LimitSettings, HttpSettings):
+class WatchSettings(Settings):
+    """Alerts and scaling"""
+
+    alert_rules: Path | None = Field(None, description="YAML file of alert rules; `glmserve monitor --show alert-rules` prints one.")
+    scale_ttft: float = Field(2.0, gt=0, description="GET /scale: seconds within which 90% of first tokens should come.")
+    scale_waiting: int = Field(4, ge=1, description="GET /scale: requests that may wait in a replica.")
+    scale_kv_usage: float = Field(0.85, gt=0, le=1, description="GET /scale: share of K/V memory a replica may fill.")
+    scale_window: float = Field(60.0, ge=10, description="GET /scale: seconds that the load is averaged over.")
+    scale_hold: float = Field(300.0, ge=0, description="GET /scale: seconds until a load that fell counts as lower.")
+
+
+class ServerConfig(WatchSettings, RequestDefaults, LimitSettings, HttpSettings):
     """What the HTTP wing needs to know.  Times are seconds, sizes are bytes."""
 
 

@@ -22,7 +22,7 @@ READY = EngineReady(
 
 
 def make(stats: EngineStats, ready: EngineReady | None = READY, gpu: GpuSampler | None = None) -> Metrics:
-    return Metrics("m", EngineView(lambda: stats, lambda: ready, lambda: 2, lambda: (3, 400), lambda: 5, gpu))
+    return Metrics("m", EngineView(lambda: stats, lambda: ready, lambda: 2, lambda: (3, 400), lambda: 5, gpu, lambda: 1.5))
 
 
 def samples(metrics: Metrics) -> dict[str, float]:

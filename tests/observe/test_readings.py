@@ -122,7 +122,9 @@ def test_shares_of_device_time_sum_to_one() -> None:
 def test_errors_are_those_of_users() -> None:
     form = 'http_requests_total{{method="POST",path="{}",status="{}"}} {}\n'
     before = form.format("/chat", 200, 0) + form.format("/ready", 503, 0)
-    after = form.format("/chat", 200, 9) + form.format("/chat", 502, 1) + form.format("/ready", 503, 50)
+    before += 'http_requests_total{method="GET",path="/",status="200"} 0\nhttp_requests_total{path="/web/{path:path}",status="200"} 0\n'
+    after = 'http_requests_total{method="GET",path="/",status="200"} 90\nhttp_requests_total{path="/web/{path:path}",status="200"} 90\n'
+    after += form.format("/chat", 200, 9) + form.format("/chat", 502, 1) + form.format("/ready", 503, 50)
     assert SIGNALS["error_rate"].read(history(before, after), 10) == pytest.approx(0.1)
     reasons = 'glmserve:request_success_total{{finished_reason="{}"}} {}\n'
     after += reasons.format("stop", 3) + reasons.format("error", 1)

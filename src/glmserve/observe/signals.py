@@ -84,7 +84,9 @@ def _error_rate(history: History, seconds: float) -> float | None:
 def is_for_users(labels: Labels) -> bool:
     """Whether a series of http_requests_total counts what users asked for; vLLM's label of the path is `handler`."""
     known = dict(labels)
-    return known.get("path", known.get("handler", "")) not in OPERATIONS
+    path = known.get("path", known.get("handler", ""))
+    is_page = path.startswith("/web/") or (path == "/" and known.get("method") in ("GET", "HEAD"))  # POST / is ChatGLM-6B's own protocol
+    return path not in OPERATIONS and not is_page
 
 
 def _requests_per_second(history: History, seconds: float) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -12,17 +14,21 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from glmserve.client.engine_client import EngineClient
+from glmserve.client.supervisor import EngineState
 from glmserve.config import ServerConfig
 from glmserve.models.spec import ModelSpec
+from glmserve.observe.alert_file import load_alert_rules
 from glmserve.observe.metrics import EngineView, Metrics
 from glmserve.observe.request_log import RequestLog
+from glmserve.observe.scale import ScaleSignal, ScaleTargets
+from glmserve.observe.self_watch import SelfWatch
 from glmserve.protocol.errors import GlmserveError, InvalidRequestError
 from glmserve.server.admission import Admission
 from glmserve.server.client_watch import ClientGoneError
 from glmserve.server.errors import RouteError, error_response
 from glmserve.server.kept_answers import KeptAnswers
 from glmserve.server.middleware import RequestGate
-from glmserve.server.routes import chatglm, openai, operations, web, websocket
+from glmserve.server.routes import chatglm, openai, operations, scale, web, websocket
 from glmserve.server.services import Services
 from glmserve.text.answer import CLIENT_GONE_STATUS
 from glmserve.text.generator import TextGenerator
@@ -47,15 +53,18 @@ def create_app(
     """
     name = server_config.served_model_name or model_name
     admission = Admission(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens, one_at_a_time)
-    metrics = Metrics(name, _engine_view(engine_client, admission))
+    scale_signal = ScaleSignal(_scale_targets(server_config))
+    metrics = Metrics(name, _engine_view(engine_client, admission, scale_signal))
+    watch = _self_watch(server_config, engine_client, metrics, scale_signal)
     log = request_log or RequestLog(level=server_config.log_level)
     generator = TextGenerator(
         engine_client, tokenizer, spec, metrics, log, server_config.first_token_timeout, server_config.request_timeout
     )
-    services = Services(server_config, engine_client, spec, name, generator, admission, metrics, KeptAnswers(server_config.resume_seconds))
+    kept_answers = KeptAnswers(server_config.resume_seconds)
+    services = Services(server_config, engine_client, spec, name, generator, admission, metrics, kept_answers, watch)
     app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services))
     app.state.services = services
-    routers = [module.router for module in (openai, chatglm, operations, websocket, *((web,) if server_config.web else ()))]
+    routers = [module.router for module in (openai, chatglm, operations, scale, websocket, *((web,) if server_config.web else ()))]
     for router in routers:
         app.include_router(router)
     _add_error_handlers(app)
@@ -70,24 +79,43 @@ def create_app(
     return app
 
 
-def _engine_view(client: EngineClient, admission: Admission) -> EngineView:
+def _engine_view(client: EngineClient, admission: Admission, scale_signal: ScaleSignal) -> EngineView:
     return EngineView(
         stats=lambda: client.stats,
         ready=lambda: client.ready,
         num_restarts=lambda: client.num_engine_restarts,
         num_accepted=lambda: (admission.num_requests, admission.num_tokens),
         num_rejected=lambda: admission.num_rejected,
+        desired_replicas=lambda: scale_signal.load,
     )
+
+
+def _self_watch(config: ServerConfig, client: EngineClient, metrics: Metrics, scale_signal: ScaleSignal) -> SelfWatch:
+    """Raises SettingsError for alert rules that cannot be used."""
+
+    def num_places() -> int | None:
+        return client.ready.max_num_seqs if client.ready is not None and client.state is EngineState.READY else None
+
+    rules = load_alert_rules(config.alert_rules) if config.alert_rules is not None else None
+    return SelfWatch(
+        metrics.registry.collect, num_places, scale_signal, config.scale_window, rules, f"{socket.gethostname()}:{config.port}"
+
+
+def _scale_targets(config: ServerConfig) -> ScaleTargets:
+    return ScaleTargets(config.scale_ttft, config.scale_waiting, config.scale_kv_usage, config.scale_window, config.scale_hold)
 
 
 def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.client.start()
+        watching = asyncio.create_task(services.watch.run())
         try:
             yield
         finally:
             services.admission.close()
+            watching.cancel()
+            await asyncio.to_thread(services.watch.close)
             await services.kept_answers.close()
             await services.client.stop()
             services.generator.close()

@@ -23,7 +23,7 @@ from glmserve.server.services import REQUEST_ID
 logger = logging.getLogger(__name__)
 
 CLIENT_KEY = "glmserve.client_key"  # key of the ASGI scope: a digest of the API key that the client sent
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})  # for machines that watch, which have no key
+OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/scale"})  # for machines that watch, which have no key
 _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 

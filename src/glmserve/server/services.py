@@ -12,6 +12,7 @@ from glmserve.client.supervisor import EngineState
 from glmserve.config import ServerConfig
 from glmserve.models.spec import ModelSpec
 from glmserve.observe.metrics import Metrics
+from glmserve.observe.self_watch import SelfWatch
 from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError, ModelNotFoundError
 from glmserve.server.admission import Admission, Place
 from glmserve.server.kept_answers import KeptAnswers
@@ -35,6 +36,7 @@ class Services:
     admission: Admission
     metrics: Metrics
     kept_answers: KeptAnswers
+    watch: SelfWatch
     created: int = field(default_factory=lambda: int(time.time()))
     system_fingerprint: str = f"glmserve-{__version__}"
 
