@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glmserve.kernels import activation, dense_prefill, full_heads_decode, norm, one_row_linear, paged_attention, paged_decode, paged_prefill, rotary_store
+from glmserve.kernels import activation, dense_prefill, few_rows_linear, full_heads_decode, norm, one_row_linear, paged_attention, paged_decode, paged_prefill, quantized_linear, rotary_store
 
 # ||out - twin|| / ||twin||; NaN never passes
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -67,6 +67,37 @@ def check_one_row_linear(on: Device, in_features: int, out_features: int, with_b
     bias = on.randn(out_features) if with_bias else None
     reference = one_row_linear.one_row_linear_torch(x.float(), weight.float(), None if bias is None else bias.float(), gelu)
     assert_close(one_row_linear.one_row_linear(x, weight, bias, gelu), reference, on.dtype)
+
+
+def packed_weight(on: Device, weight_format: str, out_features: int, in_features: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random weight in one of the layouts of kernels/quantized_linear.py and its scale, sized so that products are about 1."""
+    scale = (torch.rand(out_features, groups, generator=on.generator) + 0.5) * in_features**-0.5
+    if weight_format == "fp8":
+        levels = (torch.randn(out_features, in_features, generator=on.generator) * 60).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return levels.to(on.name), (scale / 60).to(on.name)
+    if weight_format == "int8":
+        levels = torch.randint(-128, 128, (out_features, in_features), generator=on.generator, dtype=torch.int8)
+        return levels.to(on.name), (scale / 70).to(on.name)
+    packed = torch.randint(0, 256, (out_features, in_features // 2), generator=on.generator, dtype=torch.uint8)
+    return packed.to(on.name), (scale / 5).half().to(on.name) if groups > 1 else (scale / 5).to(on.name)
+
+
+def check_few_rows_linear(on: Device, rows: int, in_features: int, out_features: int, weight_format: str, groups: int, extras: bool) -> None:
+    """`extras`: bias and GELU."""
+    x = on.randn(rows, in_features)
+    if weight_format == "none":
+        weight, scale = on.randn(out_features, in_features) * in_features**-0.5, None
+        plain = weight.float()
+    else:
+        weight, scale = packed_weight(on, weight_format, out_features, in_features, groups)
+        plain = quantized_linear.dequantize(weight, scale)
+    bias = on.randn(out_features) if extras else None
+    product = x.float() @ plain.t()
+    reference = product + bias.float() if bias is not None else product
+    out = few_rows_linear.few_rows_linear(x, weight, scale, bias, gelu=extras)
+    assert_close(out, activation.gelu_tanh_torch(reference) if extras else reference, on.dtype)
+    parts = few_rows_linear.few_rows_parts(x, weight, scale)
+    assert_close(parts.float().sum(dim=0), product, on.dtype)
 
 
 def paged_cache(on: Device, num_blocks: int, block_size: int, heads: int, dim: int, by_head: bool) -> tuple[torch.Tensor, torch.Tensor]:

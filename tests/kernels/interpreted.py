@@ -35,6 +35,12 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "one_row_linear":
             cases.check_one_row_linear(on, 96, 70, with_bias=by_head, gelu=by_head)
             cases.check_one_row_linear(on, 80, 70, with_bias=not by_head, gelu=by_head)
+        case "few_rows_linear":
+            if on.dtype == torch.float16:
+                cases.check_few_rows_linear(on, 3, 128, 70, "none", 1, extras=by_head)
+                cases.check_few_rows_linear(on, 17, 64, 64, "int8", 1, extras=by_head)
+                cases.check_few_rows_linear(on, 1, 128, 70, "int4", 2 if by_head else 1, extras=by_head)
+                cases.check_few_rows_linear(on, 2, 96, 40, "fp8", 1, extras=by_head)
         case "full_heads_decode":
             cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=1)
             cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=1)

@@ -16,6 +16,7 @@ CASES = [
     "activations",
     "rotary_store",
     "one_row_linear",
+    "few_rows_linear",
     "full_heads_decode",
     "full_heads_decode_split",
     "decode_grouped",

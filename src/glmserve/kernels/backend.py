@@ -25,7 +25,7 @@ else:
     tl = SimpleNamespace(constexpr=None)
     gdc_launch_dependents = gdc_wait = None
 
-_MOST_ROWS_FOR_EARLY_START = 16
+_MOST_ROWS_FOR_EARLY_START = 64
 _plain = False  # one engine a process; see choose_kernels
 
 __all__ = [
