@@ -65,9 +65,6 @@ NUM_ACCEPTED = Declared(PREFIX + "num_requests_accepted", "gauge", "Requests tha
 NUM_TOKENS_ACCEPTED = Declared(PREFIX + "num_prompt_tokens_accepted", "gauge", "Prompt tokens that hold a place in the server")
 REJECTED = Declared(PREFIX + "requests_rejected", "counter", "Requests turned away because the server was full")
 RESTARTS = Declared(PREFIX + "engine_restarts", "counter", "Times the engine was restarted")
-DESIRED_REPLICAS = Declared(
-    PREFIX + "desired_replicas", "gauge", "Replicas that this server's load needs, not rounded: add those of all servers up, then round up"
-)
 CACHE_CONFIG = Declared(
     PREFIX + "cache_config_info", "gauge", "The K/V pool", (*LABELS, "block_size", "num_gpu_blocks", "num_kv_tokens", "dtype")
 )
@@ -77,9 +74,7 @@ PEAK_FLOPS = Declared(
 PEAK_BYTES = Declared(
     PREFIX + "device_peak_bytes_per_second", "gauge", "Bytes a second of a large copy, read plus written, measured at the start"
 )
-DEVICE_INFO = Declared(
-    PREFIX + "device_info", "gauge", "What the model is computed on, and in which numbers", (*LABELS, "device_name", "dtype", "quantization")
-)
+DEVICE_INFO = Declared(PREFIX + "device_info", "gauge", "What the model is computed on: a GPU by its name, or CPU", (*LABELS, "device_name"))
 
 
 def fields_of(struct: type[msgspec.Struct], labels: tuple[str, ...]) -> dict[str, Declared]:
