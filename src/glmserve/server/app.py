@@ -99,6 +99,7 @@ def _self_watch(config: ServerConfig, client: EngineClient, metrics: Metrics, sc
     rules = load_alert_rules(config.alert_rules) if config.alert_rules is not None else None
     return SelfWatch(
         metrics.registry.collect, num_places, scale_signal, config.scale_window, rules, f"{socket.gethostname()}:{config.port}"
+    )
 
 
 def _scale_targets(config: ServerConfig) -> ScaleTargets:
