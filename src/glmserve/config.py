@@ -38,6 +38,10 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Numbers of weights and activations. auto: the checkpoint's own on a GPU, float32 on a CPU."
     )
+    quantization: Literal["auto", "none", "fp8", "int8", "int4"] = Field(
+        "auto", description="Format of the weights; a plain checkpoint is rounded as it loads. auto: what the checkpoint is."
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field("auto", description="Numbers of the K/V cache. auto: the model's dtype; fp8: e4m3.")
     max_model_len: int | None = Field(None, ge=2, description="Longest prompt plus answer in tokens. Default: the model's.")
     load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights of the config's shape.")
     skip_tokenizer_init: bool = Field(False, description="Serve token ids only; needs no tokenizer files.")

@@ -15,6 +15,7 @@ from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SamplingParams
 
 SMALL_MODELS = ("small", "wide", "small_untied", "realvocab")
+QUANTIZED_MODELS = ("quant_int8", "quant_int4", "quant_int4_qe")
 
 
 @dataclass(frozen=True)

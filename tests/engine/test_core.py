@@ -272,7 +272,7 @@ def test_work_is_set_beside_what_the_device_can_do(engine_of: MakeEngine) -> Non
     stats, spec, ready = engine.stats(), engine.spec, engine.ready
     kv_bytes, context = 4 * spec.kv_values_per_token, len(case.prompt)
     head = 4 * head_values(spec)
-    layers = ready.weights_bytes - head
+    layers = 4 * layer_values(spec)
     contexts = sum(context + step for step in range(5))
     num_prefills = stats.engine_steps - 5
     assert stats.estimated_read_bytes_per_gpu == pytest.approx((5 + num_prefills) * layers + 5 * head + contexts * kv_bytes, rel=1e-6)

@@ -285,7 +285,8 @@ def test_chatglm2s_config_is_refused_by_its_keys(folder: Path) -> None:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"quantization_bit": 4}, "quantized"),
+        ({"quantization_bit": 3}, "quantization_bit is 3"),
+        ({"quantization_bit": [4]}, "config.json"),
         ({"pre_seq_len": 128}, "P-Tuning"),
         ({"position_encoding_2d": False}, "two-dimensional"),
         ({"num_layers": None}, "num_layers"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from glmserve.config import EngineConfig
+from glmserve.engine.formats import kv_cache_dtype, with_formats
 from glmserve.engine.memory import check_room_for_weights, gib, num_kv_blocks
 from glmserve.kernels.backend import choose_kernels
 from glmserve.models.catalog import read_spec
@@ -16,8 +17,9 @@ from glmserve.models.registry import Model, model_class
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import ModelLoadError, NotEnoughMemoryError
 from glmserve.protocol.messages import EngineReady
+from glmserve.protocol.weight_format import WeightFormat
 from glmserve.runner.kv_pool import KVPool
-from glmserve.runner.loader import Progress, build_model, fill_with_noise, load_weights, pack_for_cpu, parameter_bytes
+from glmserve.runner.loader import Progress, build_model, fill_with_noise, kept_on, load_weights, pack_for_cpu, parameter_bytes
 from glmserve.runner.model_runner import ModelRunner
 from glmserve.scheduler.batching import batching_of
 from glmserve.scheduler.block_pool import BlockPool
@@ -60,21 +62,24 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     spec = _limit_length(read_spec(folder), config.max_model_len, folder)
     device = _device(config.device)
     dtype = _dtype(config.dtype, spec, device)
+    kv_dtype = kv_cache_dtype(config, dtype, device)
+    spec = with_formats(config, spec, device)
     max_batched_tokens = _max_batched_tokens(config, spec, device)
     make_model = model_class(folder)
-    check_room_for_weights(parameter_bytes(make_model, spec, dtype), config, device)
+    check_room_for_weights(parameter_bytes(make_model, spec, device, dtype), config, device)
     progress(f"allocating {folder.name} on {device} as {dtype}")
-    model = build_model(make_model, spec, device, dtype)
+    model = build_model(make_model, kept_on(device, spec), device, dtype)
     clock.phase("allocate")
     if config.load_format == "dummy":
-        fill_with_noise(model, config.seed)
+        fill_with_noise(model, spec, config.seed)
     else:
         load_weights(model, spec, folder, progress)
+    rounded_to, spec = spec.layer_format, kept_on(device, spec)  # from here on the formats of `spec` tell of memory
     weights = _placement_of_weights(model, spec, device)
     pack_for_cpu(model)
     clock.phase("load_weights")
-    num_blocks = num_kv_blocks(config, model, spec, dtype, device, max_batched_tokens, progress)
-    pool = KVPool(spec, num_blocks, config.block_size, dtype, device)
+    num_blocks = num_kv_blocks(config, model, spec, kv_dtype, device, max_batched_tokens, progress)
+    pool = KVPool(spec, num_blocks, config.block_size, kv_dtype, device)
     clock.phase("size_kv_cache")
     runner = ModelRunner(model, spec, pool, device, config.max_num_seqs, spec.max_model_len, use_graphs=not config.enforce_eager)
     if runner.graphs is not None:
@@ -82,7 +87,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     runner.warm_up([size for size in _WARM_UP_SIZES if size <= config.max_num_seqs])
     clock.phase("capture_graphs")
     scheduler = _scheduler(config, spec, pool, device, max_batched_tokens)
-    return LoadedEngine(spec, _describe(config, spec, weights, pool, dtype, clock.seconds), scheduler, runner)
+    return LoadedEngine(spec, _describe(config, spec, weights, pool, dtype, rounded_to, clock.seconds), scheduler, runner)
 
 
 def _limit_length(spec: ModelSpec, max_model_len: int | None, folder: Path) -> ModelSpec:
@@ -134,22 +139,30 @@ def _placement_of_weights(model: Model, spec: ModelSpec, device: torch.device) -
     layers = sum(size for name, size in sizes.items() if name.startswith("layers."))
     tied = "lm_head.weight" not in sizes
     total = sum(sizes.values())
-    ends = "embedding and output layer" + (" (one tensor)" if tied else "")
-    return total, [[ends, str(device), gib(total - layers)], [f"{spec.num_layers} layers", str(device), gib(layers)]]
+    ends = "embedding and output layer" + (" (one tensor)" if tied else "" if spec.head_format == "none" else f" in {spec.head_format}")
+    kept = f"{spec.num_layers} layers" + ("" if spec.layer_format == "none" else f" in {spec.layer_format}")
+    return total, [[ends, str(device), gib(total - layers)], [kept, str(device), gib(layers)]]
 
 
 def _describe(
-    config: EngineConfig, spec: ModelSpec, weights: tuple[int, list[list[str]]], pool: KVPool, dtype: torch.dtype, seconds: dict[str, float]
+    config: EngineConfig,
+    spec: ModelSpec,
+    weights: tuple[int, list[list[str]]],
+    pool: KVPool,
+    dtype: torch.dtype,
+    rounded_to: WeightFormat,
+    seconds: dict[str, float],
 ) -> EngineReady:
     device = pool.blocks.device
     weights_bytes, placement = weights
-    pool_row = [f"K/V pool, {pool.num_blocks - 1} blocks of {pool.block_size} tokens", str(device), gib(pool.nbytes)]
+    kv_dtype = _name_of(pool.blocks.dtype)
+    pool_row = [f"K/V pool, {pool.num_blocks - 1} blocks of {pool.block_size} tokens in {kv_dtype}", str(device), gib(pool.nbytes)]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return EngineReady(
         model=config.model,
         device=str(device),
         device_name=name,
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name_of(dtype),
         max_model_len=spec.max_model_len,
         max_num_seqs=config.max_num_seqs,
         num_kv_blocks=pool.num_blocks - 1,
@@ -158,7 +171,14 @@ def _describe(
         kv_cache_bytes=pool.nbytes,
         placement=[*placement, pool_row],
         load_seconds=seconds,
+        quantization=rounded_to,
+        kv_cache_dtype=kv_dtype,
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    """As settings and config.json spell it: "float16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 class _PhaseClock:

@@ -50,7 +50,7 @@ def num_kv_blocks(
     config: EngineConfig,
     model: Model,
     spec: ModelSpec,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     device: torch.device,
     max_batched_tokens: int,
     progress: Progress,
@@ -59,7 +59,7 @@ def num_kv_blocks(
 
     Raises NotEnoughMemoryError when not even one full context fits.
     """
-    per_block = bytes_per_block(spec, config.block_size, dtype)
+    per_block = bytes_per_block(spec, config.block_size, kv_dtype)
     one_context = (-(-spec.max_model_len // config.block_size) + 1) * per_block
     asked_for = config.num_kv_blocks * per_block if config.num_kv_blocks else config.kv_cache_memory_bytes
     if asked_for:
@@ -68,7 +68,7 @@ def num_kv_blocks(
             _check_room_for_pool(asked_for, available_bytes(config, device))
     elif device.type == "cuda":
         progress("measuring the memory of the largest step")
-        available = available_bytes(config, device) - run_largest_step(model, spec, dtype, device, max_batched_tokens, config)
+        available = available_bytes(config, device) - run_largest_step(model, spec, kv_dtype, device, max_batched_tokens, config)
     else:
         wanted = min(max(_CPU_POOL_BYTES, one_context), _CPU_CONTEXTS * one_context)
         available = min(available_bytes(config, device), wanted)

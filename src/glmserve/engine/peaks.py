@@ -7,7 +7,7 @@ import logging
 import msgspec
 import torch
 
-from glmserve.models.floor import StepCosts, head_values
+from glmserve.models.floor import StepCosts, head_bytes, layer_bytes
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.messages import EngineReady
 from glmserve.runner.chip import measure_chip_briefly
@@ -33,8 +33,6 @@ def with_peaks(ready: EngineReady) -> EngineReady:
 
 
 def step_costs(spec: ModelSpec, ready: EngineReady) -> StepCosts:
-    """Costs by the bytes that the loaded weights take.  The embedding's rows are not read as a matrix, but where it is the output layer."""
-    number_bytes = getattr(torch, ready.dtype).itemsize
-    head_bytes = head_values(spec) * number_bytes
-    ends_bytes = head_bytes if spec.tie_word_embeddings else 2 * head_bytes
-    return StepCosts(spec, max(0, ready.weights_bytes - ends_bytes), head_bytes, number_bytes)
+    """Costs by the bytes that matrices and K/V take as they are kept."""
+    number_bytes, kv_bytes = (getattr(torch, dtype).itemsize for dtype in (ready.dtype, ready.kv_cache_dtype))
+    return StepCosts(spec, layer_bytes(spec, number_bytes), head_bytes(spec, number_bytes), kv_bytes)

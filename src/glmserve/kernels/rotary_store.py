@@ -50,6 +50,9 @@ def rotate_and_store_torch(
 
 
 def _store(cache: torch.Tensor, slot_mapping: torch.Tensor, heads: torch.Tensor) -> None:
+    if cache.dtype == torch.float8_e4m3fn:  # bytes are copied on every device; a number too large becomes the largest, as on a GPU
+        largest = torch.finfo(cache.dtype).max
+        cache, heads = cache.view(torch.uint8), heads.clamp(-largest, largest).to(cache.dtype).view(torch.uint8)
     if cache.is_contiguous():  # as on a CPU: a plain copy of rows
         cache.view(-1, *cache.shape[2:]).index_copy_(0, slot_mapping, heads.to(cache.dtype))
     else:

@@ -1,4 +1,4 @@
-"""Matrix products with weights.  Dense today; quantized weights get their class here."""
+"""Matrix products with weights of the model's dtype.  Quantized ones are in quantized_linear.py."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
+        self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self._packed: torch.Tensor | None = None

@@ -24,6 +24,12 @@ class QuantizedRows(NamedTuple):
     weight: torch.Tensor
     scale: torch.Tensor
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, in_features) of the numbers that these stand for."""
+        rows, columns = self.weight.shape
+        return rows, columns * 2 if self.weight.dtype == torch.uint8 else columns
+
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """[rows, in_features]."""
         return dequantize(self.weight, self.scale, dtype)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from glmserve.models.spec import ModelSpec
+from glmserve.protocol.weight_format import bytes_per_number
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,35 @@ def head_values(spec: ModelSpec) -> int:
     return spec.vocab_size * spec.hidden_size
 
 
+def layer_bytes(spec: ModelSpec, number_bytes: float) -> float:
+    """Bytes of the matrices of all layers as they are kept; `number_bytes` are those of one that is not quantized."""
+    return layer_values(spec) * bytes_per_number(spec.layer_format, number_bytes)
+
+
+def head_bytes(spec: ModelSpec, number_bytes: float) -> float:
+    """Bytes of the matrix that makes logits."""
+    return head_values(spec) * bytes_per_number(spec.head_format, number_bytes)
+
+
 def floor_of(
     workload: Workload, spec: ModelSpec, chip: Chip, *, max_num_seqs: int = 256, weight_bytes: float = 2, kv_bytes: float = 2
 ) -> Floor:
     """Prefill arithmetic; then for each decode step the larger of reading the weights and computing, plus the K/V of the mean context.
 
-    `weight_bytes` and `kv_bytes` are bytes a number.  More prompts than `max_num_seqs` go in so many waves.
+    `weight_bytes` and `kv_bytes` are bytes a number; a quantized matrix of `spec` takes those of its format.  More prompts than
+    `max_num_seqs` go in so many waves.
     """
     batch = min(workload.num_prompts, max_num_seqs)
     steps = workload.num_prompts / batch * workload.output_len
     values = layer_values(spec) + head_values(spec)
     prefill_flops = 2 * layer_values(spec) * workload.input_len * workload.num_prompts
     step_flops = 2 * values * batch
+    matrix_bytes = layer_bytes(spec, weight_bytes) + head_bytes(spec, weight_bytes)
     step_kv_bytes = batch * (workload.input_len + workload.output_len / 2) * spec.kv_values_per_token * kv_bytes
-    step_seconds = max(values * weight_bytes / chip.bytes_per_second, step_flops / chip.flops_per_second)
+    step_seconds = max(matrix_bytes / chip.bytes_per_second, step_flops / chip.flops_per_second)
     return Floor(
         seconds=prefill_flops / chip.flops_per_second + steps * (step_seconds + step_kv_bytes / chip.bytes_per_second),
-        num_bytes=steps * (values * weight_bytes + step_kv_bytes),
+        num_bytes=steps * (matrix_bytes + step_kv_bytes),
         num_flops=prefill_flops + steps * step_flops,
     )
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from glmserve.layers.attention import AttentionMetadata, LayerCache
 from glmserve.layers.linear import Linear
+from glmserve.layers.quantized_linear import QuantizedLinear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.catalog import family_of
 from glmserve.models.spec import ModelSpec, read_config
@@ -29,14 +30,19 @@ class Target:
 
     def rows_of(self, parameter: torch.Tensor) -> torch.Tensor:
         """The part of the parameter that the tensor fills."""
-        return parameter if self.num_rows is None else parameter[self.first_row : self.first_row + self.num_rows]
+        return parameter[self.rows]
+
+    @property
+    def rows(self) -> slice:
+        """Which rows of the parameter the tensor fills."""
+        return slice(self.first_row, None if self.num_rows is None else self.first_row + self.num_rows)
 
 
 class Model(Protocol):
     """What the runner needs of a model; families inherit torch.nn.Module and have this shape."""
 
     rotary: RotaryTable
-    lm_head: Linear
+    lm_head: Linear | QuantizedLinear
 
     def __call__(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
         """Hidden states [num_tokens, hidden_size] of a step."""

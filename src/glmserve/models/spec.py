@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from glmserve.protocol.errors import ModelLoadError
+from glmserve.protocol.weight_format import WeightFormat
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class ModelSpec:
 
     `attention` is "prefix" where everything before the first `bos_token_id` (the context) attends to all of itself, so a
     context is computed whole and reused only whole; "causal" otherwise.  `rotary` names the layout of positions:
-    "2d" has two position ids a token (ChatGLM-6B), "1d" one.
+    "2d" has two position ids a token (ChatGLM-6B), "1d" one.  `layer_format` and `head_format` are how the matrices of the layers and
+    the one that makes logits are kept; `released_bits` is set where the checkpoint itself holds integers of so many bits.
     """
 
     family: str
@@ -43,6 +45,9 @@ class ModelSpec:
     torch_dtype: str = "float32"
     rope_theta: float = 10000.0
     default_sampling: dict[str, float] = field(default_factory=dict)  # what the model's own `chat` samples with
+    layer_format: WeightFormat = "none"
+    head_format: WeightFormat = "none"
+    released_bits: int = 0
     num_mlp_matrices: int = 3  # 3 where a gate multiplies, 2 where there is only an activation between
     extra: dict[str, Any] = field(default_factory=dict)
 

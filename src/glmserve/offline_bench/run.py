@@ -27,8 +27,8 @@ def run_workload(llm: LLM, workload: Workload, chip: Chip) -> dict[str, Any]:
     with Utilization(device) as utilization:
         seconds = [time_once(llm, workload, seed) for seed in range(workload.repeats)]
     best = min(seconds)
-    number_bytes = DTYPES[llm.engine.ready.dtype].itemsize
-    floor = floor_of(workload, llm.spec, chip, max_num_seqs=llm.config.max_num_seqs, weight_bytes=number_bytes, kv_bytes=number_bytes)
+    number_bytes, kv_bytes = (getattr(torch, dtype).itemsize for dtype in (llm.engine.ready.dtype, llm.engine.ready.kv_cache_dtype))
+    floor = floor_of(workload, llm.spec, chip, max_num_seqs=llm.config.max_num_seqs, weight_bytes=number_bytes, kv_bytes=kv_bytes)
     return {
         "name": workload.name,
         "num_prompts": workload.num_prompts,

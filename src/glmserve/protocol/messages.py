@@ -12,6 +12,7 @@ import msgspec
 
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.protocol.stats import EngineStats
+from glmserve.protocol.weight_format import WeightFormat
 
 
 class FinishReason(StrEnum):
@@ -111,6 +112,8 @@ class EngineReady(msgspec.Struct, tag="ready", array_like=True):
     device_peak_flops_per_second: float = 0.0  # measured: a large matrix product in `dtype`; 0 where nothing was measured
     device_peak_bytes_per_second: float = 0.0  # measured: a large copy, read plus written
     device_uuid: str | None = None  # of a GPU, as NVML spells it
+    quantization: WeightFormat = "none"  # what the numbers of the layers' matrices were rounded to
+    kv_cache_dtype: str = "float32"
 
     @property
     def num_kv_tokens(self) -> int:

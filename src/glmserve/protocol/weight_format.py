@@ -9,6 +9,6 @@ WeightFormat = Literal["none", "int8", "int4", "fp8"]  # none: numbers of the mo
 _BYTES = {"int8": 1.0, "int4": 0.5, "fp8": 1.0}
 
 
-def bytes_per_number(weight_format: WeightFormat, dtype_bytes: int) -> float:
+def bytes_per_number(weight_format: WeightFormat, dtype_bytes: float) -> float:
     """Bytes of one number of a matrix; `dtype_bytes` are those of the model's dtype.  The scale of a row is not counted."""
     return _BYTES.get(weight_format, dtype_bytes)

@@ -13,6 +13,7 @@ class KVPool:
 
     On a GPU the numbers of one head and block lie together, so that a decode program reads whole pages; on a CPU those of one token do,
     so that a sequence of neighbouring blocks is a view.  Either way `caches` shows [num_blocks, block_size, num_kv_heads, head_dim].
+    `dtype` may be float8_e4m3fn: K and V are then stored as they are (scale 1), numbers beyond its 448 as that.
     """
 
     def __init__(self, spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -34,7 +35,8 @@ class KVPool:
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole blocks in all layers, (source, destination) each."""
         sources, destinations = torch.tensor(pairs, device=self.blocks.device).unbind(dim=1)
-        self.blocks[:, :, destinations] = self.blocks[:, :, sources]
+        blocks = self.blocks.view(torch.uint8) if self.blocks.itemsize == 1 else self.blocks  # bytes are copied on every device
+        blocks[:, :, destinations] = blocks[:, :, sources]
 
 
 def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:

@@ -1,31 +1,42 @@
-"""Fills a model with a folder's weights: safetensors or torch .bin shards, read without running any code of theirs.
+"""Builds a model and fills it with a folder's weights, or with noise; quantizes matrix by matrix as they come.
 
 Everything lies on one device or loading fails and says how much memory is missing; nothing is ever moved aside to the CPU.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from glmserve.layers.linear import Linear
-from glmserve.models.registry import Model
+from glmserve.layers.quantization import QuantizedRows
+from glmserve.models.registry import Model, Target
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import ModelLoadError
+from glmserve.runner.parameters import ModelParameters
+from glmserve.runner.released_matrices import ReleasedMatrices
+from glmserve.runner.weight_files import tensors_of, weight_files
 
 Progress = Callable[[str], None]
+
+
+def kept_on(device: torch.device, spec: ModelSpec) -> ModelSpec:
+    """`spec` with the formats that matrices are kept in there: packed on a GPU; plain on a CPU, whose plain product is its fastest.
+
+    The numbers are the same either way.
+    """
+    return spec if device.type == "cuda" else replace(spec, layer_format="none", head_format="none")
 
 
 def build_model(
     model_class: Callable[[ModelSpec, torch.device], Model], spec: ModelSpec, device: torch.device, dtype: torch.dtype
 ) -> Model:
-    """A model with uninitialised parameters of `dtype` on `device`."""
+    """A model with uninitialised parameters on `device`: those that are not packed in `dtype`."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -35,50 +46,46 @@ def build_model(
         torch.set_default_dtype(previous)
 
 
-def parameter_bytes(model_class: Callable[[ModelSpec, torch.device], Model], spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Bytes of all parameters, found without allocating any; an lm_head that is the embedding counts once."""
-    model = build_model(model_class, spec, torch.device("meta"), dtype)
+def parameter_bytes(
+    model_class: Callable[[ModelSpec, torch.device], Model], spec: ModelSpec, device: torch.device, dtype: torch.dtype
+) -> int:
+    """Bytes of all parameters on `device`, found without allocating any; an lm_head that is the embedding counts once."""
+    model = build_model(model_class, kept_on(device, spec), torch.device("meta"), dtype)
     total = sum(parameter.nbytes for _, parameter in model.named_parameters())
-    return total - spec.vocab_size * spec.hidden_size * dtype.itemsize
+    shared = spec.vocab_size * spec.hidden_size * dtype.itemsize if spec.head_format == "none" else 0
+    return total - shared
 
 
-def fill_with_noise(model: Model, seed: int) -> None:
+def fill_with_noise(model: Model, spec: ModelSpec, seed: int) -> None:
     """Random weights of the config's shape, for benchmarks: products keep a sensible size, norms are the identity."""
-    for index, (name, parameter) in enumerate(model.named_parameters()):
+    parameters = ModelParameters(model, spec)
+    for index, (name, parameter) in enumerate(parameters.by_name.items()):
         generator = torch.Generator(device=parameter.device).manual_seed(seed * 1000 + index)
         if "norm" in name:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif parameters.is_quantized(name):
+            parameters.write_noise(name, parameters.shape_of(name)[-1] ** -0.5, generator)
         else:
             scale = 0.02 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
             parameter.normal_(0.0, scale, generator=generator)
 
 
 def load_weights(model: Model, spec: ModelSpec, folder: Path, progress: Progress) -> None:
-    """Copy the folder's tensors into the model, shard by shard.
+    """Copy the folder's tensors into the model, shard by shard, rounded to the formats of `spec`.
 
     Raises ModelLoadError for missing or truncated shards, tensors of a wrong shape, and parameters that no shard filled.
     """
-    parameters = dict(model.named_parameters())
-    missing_rows = {name: parameter.shape[0] for name, parameter in parameters.items()}
+    parameters, released = ModelParameters(model, spec), ReleasedMatrices(spec.released_bits)
     shards = weight_files(folder)
     for number, shard in enumerate(shards, 1):
         progress(f"loading weights, file {number} of {len(shards)}: {shard.name}")
-        for name, tensor in _tensors_of(shard):
-            target = model.target_of(name)
-            if target is None:
-                continue
-            if target.parameter not in parameters:
-                raise ModelLoadError(f"{shard} holds {name!r}, which this model does not have. Is config.json that of another model?")
-            rows = target.rows_of(parameters[target.parameter])
-            if rows.shape != tensor.shape:
-                raise ModelLoadError(
-                    f"{name!r} in {shard} has shape {list(tensor.shape)}, but config.json asks for {list(rows.shape)}. "
-                    "Weights and config.json belong to different models."
-                )
-            rows.copy_(tensor if target.reorder is None else target.reorder(tensor))
-            missing_rows[target.parameter] -= tensor.shape[0]
-    _tie_output_layer(model, spec, missing_rows)
-    unfilled = [name for name, rows in missing_rows.items() if rows > 0]
+        for name, tensor in tensors_of(shard):
+            joined = released.join(name, tensor, shard)
+            if joined is not None and (target := model.target_of(joined[0])) is not None:
+                _write(parameters, target, *joined, shard)
+    released.check_complete(folder)
+    _tie_output_layer(model, spec, parameters)
+    unfilled = [name for name, rows in parameters.missing_rows.items() if rows > 0]
     if unfilled:
         raise ModelLoadError(
             f"{folder} lacks the weights of {len(unfilled)} parameters, among them {unfilled[0]}. "
@@ -86,40 +93,18 @@ def load_weights(model: Model, spec: ModelSpec, folder: Path, progress: Progress
         )
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The folder's weight files in order, safetensors before .bin.  Raises ModelLoadError that names the missing ones."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.exists():
-            try:
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-                raise ModelLoadError(f"{index} cannot be read ({error}). Download it again.") from error
-            absent = [name for name in names if not (folder / name).exists()]
-            if absent:
-                raise ModelLoadError(f"{folder} lacks {len(absent)} of {len(names)} weight files: {', '.join(absent)}. Download them.")
-            return [folder / name for name in names]
-        found = sorted(folder.glob(f"{stem}*.{suffix}"))
-        if found:
-            return found
-    raise ModelLoadError(f"{folder} has no weights: neither model*.safetensors nor pytorch_model*.bin. Download them into this folder.")
-
-
-def _tensors_of(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    try:
-        if shard.suffix == ".safetensors":
-            with safe_open(shard, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (not a dict)
-                    yield name, tensors.get_tensor(name)
-        else:
-            content = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
-            if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
-                raise ModelLoadError(f"{shard} holds no tensors by name, so it is not a weight file. Download it again.")
-            yield from content.items()
-    except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ModelLoadError(f"{shard} cannot be read: {str(error).splitlines()[0]}. It may be truncated; download it again.") from error
+def _write(parameters: ModelParameters, target: Target, name: str, values: torch.Tensor | QuantizedRows, shard: Path) -> None:
+    if target.parameter not in parameters.by_name:
+        raise ModelLoadError(f"{shard} holds {name!r}, which this model does not have. Is config.json that of another model?")
+    expected = parameters.shape_of(target.parameter, target.rows)
+    if list(values.shape) != expected:
+        raise ModelLoadError(
+            f"{name!r} in {shard} has shape {list(values.shape)}, but config.json asks for {expected}. "
+            "Weights and config.json belong to different models."
+        )
+    if target.reorder is not None:
+        values = QuantizedRows(*map(target.reorder, values)) if isinstance(values, QuantizedRows) else target.reorder(values)
+    parameters.write(target.parameter, values, target.first_row)
 
 
 def pack_for_cpu(model: Model) -> None:
@@ -129,17 +114,22 @@ def pack_for_cpu(model: Model) -> None:
             module.pack_for_cpu(keep_weight=name == "lm_head")  # its weight may be the embedding too
 
 
-def _tie_output_layer(model: Model, spec: ModelSpec, missing_rows: dict[str, int]) -> None:
+def _tie_output_layer(model: Model, spec: ModelSpec, parameters: ModelParameters) -> None:
     """Share the embedding with lm_head where the checkpoint has no lm_head, or holds two equal tensors.
 
     The released stack ties them whatever the checkpoint holds; a checkpoint whose lm_head differs was made untied, so it is used.
+    An lm_head that is rounded is a tensor of its own, made from the embedding.
     """
-    parameters = dict(model.named_parameters())
-    embedding = parameters.get("word_embeddings", parameters.get("embed_tokens"))
-    lm_head = model.lm_head.weight
-    if embedding is None or embedding.shape != lm_head.shape:
+    embedding = parameters.by_name.get("word_embeddings", parameters.by_name.get("embed_tokens"))
+    if embedding is None or list(embedding.shape) != parameters.shape_of("lm_head.weight"):
         return
-    absent = missing_rows["lm_head.weight"] > 0
-    if (absent and spec.tie_word_embeddings) or (not absent and torch.equal(embedding, lm_head)):
-        model.lm_head.weight = embedding
-        missing_rows["lm_head.weight"] = 0
+    absent = parameters.missing_rows["lm_head.weight"] > 0
+    if absent and spec.tie_word_embeddings and parameters.is_quantized("lm_head.weight"):
+        parameters.write("lm_head.weight", embedding)
+    elif (absent and spec.tie_word_embeddings) or (not absent and _are_equal(embedding, model.lm_head.weight)):
+        model.lm_head.weight = cast(nn.Parameter, embedding)
+        parameters.missing_rows["lm_head.weight"] = 0
+
+
+def _are_equal(embedding: torch.Tensor, lm_head: torch.Tensor) -> bool:
+    return embedding.dtype == lm_head.dtype and torch.equal(embedding, lm_head)

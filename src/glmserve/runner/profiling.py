@@ -12,7 +12,7 @@ from glmserve.runner.kv_pool import KVPool
 
 
 def run_largest_step(
-    model: Model, spec: ModelSpec, dtype: torch.dtype, device: torch.device, max_batched_tokens: int, config: EngineConfig
+    model: Model, spec: ModelSpec, kv_dtype: torch.dtype, device: torch.device, max_batched_tokens: int, config: EngineConfig
 ) -> int:
     """Bytes that a full prefill, or the sampling of a full batch, takes beyond weights and K/V on a GPU.
 
@@ -20,7 +20,7 @@ def run_largest_step(
     """
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    pool = KVPool(spec, 2, config.block_size, dtype, device)
+    pool = KVPool(spec, 2, config.block_size, kv_dtype, device)
     hidden = model(*_full_prefill(model, spec, max_batched_tokens, config.block_size, device), pool.caches)
     logits = model.logits(hidden[: config.max_num_seqs]).float()
     torch.softmax(logits, dim=-1).cumsum(dim=-1)

@@ -13,7 +13,7 @@ from torch import nn
 
 from glmserve.kernels.norm import residual_layer_norm
 from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
-from glmserve.layers.linear import Linear
+from glmserve.layers.quantized_linear import make_linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.registry import Target
 from glmserve.models.spec import ModelSpec
@@ -31,7 +31,7 @@ class ChatGLM(nn.Module):
         self.word_embeddings = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
         self.final_layernorm = LayerNorm(spec)
-        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.lm_head = make_linear(spec.hidden_size, spec.vocab_size, spec.head_format, bias=False)
         self.rotary = RotaryTable(rotary_frequencies(spec.head_dim), spec.max_model_len + 1, device)
 
     def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
@@ -80,14 +80,14 @@ class Block(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        hidden_size = spec.hidden_size
+        hidden_size, kept = spec.hidden_size, spec.layer_format
         self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
         self.input_layernorm = LayerNorm(spec)
-        self.query_key_value = Linear(hidden_size, 3 * hidden_size)  # rows reordered at load: all q, all k, all v
-        self.dense = Linear(hidden_size, hidden_size)
+        self.query_key_value = make_linear(hidden_size, 3 * hidden_size, kept)  # rows reordered at load: all q, all k, all v
+        self.dense = make_linear(hidden_size, hidden_size, kept)
         self.post_attention_layernorm = LayerNorm(spec)
-        self.dense_h_to_4h = Linear(hidden_size, spec.intermediate_size)
-        self.dense_4h_to_h = Linear(spec.intermediate_size, hidden_size)
+        self.dense_h_to_4h = make_linear(hidden_size, spec.intermediate_size, kept)
+        self.dense_4h_to_h = make_linear(spec.intermediate_size, hidden_size, kept)
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache

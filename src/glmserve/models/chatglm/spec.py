@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from glmserve.models.spec import ModelSpec
+from glmserve.protocol.weight_format import WeightFormat
 
 OLD_VOCAB_SIZE = 150528  # revisions before 2023-04-06 kept 20,000 image tokens in front of the text tokens
 OLD_VOCAB_OFFSET = 20000
+_FORMATS: dict[Any, WeightFormat] = {0: "none", 8: "int8", 4: "int4"}  # by quantization_bit
 
 
 def spec_from_config(config: dict[str, Any]) -> ModelSpec:
@@ -17,8 +19,9 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
             raise ValueError(f"the key {key!r} belongs to ChatGLM2 or later; this server knows the first generation only.")
     if not config.get("position_encoding_2d", True):
         raise ValueError("position_encoding_2d is false; ChatGLM-6B has two-dimensional positions.")
-    if config.get("quantization_bit", 0):
-        raise ValueError("quantized checkpoints (quantization_bit) are not supported yet. Serve the fp16 release.")
+    bits = config.get("quantization_bit") or 0
+    if bits not in _FORMATS:
+        raise ValueError(f"quantization_bit is {bits!r}; the released code knows 4 and 8.")
     if config.get("pre_seq_len"):
         raise ValueError("P-Tuning checkpoints (pre_seq_len) are not supported yet. Serve the base model.")
     hidden_size, num_heads, vocab_size = config["hidden_size"], config["num_attention_heads"], config["vocab_size"]
@@ -44,6 +47,9 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         gmask_token_id=config.get("gmask_token_id", 130001 + shift),
         pad_token_id=config.get("pad_token_id", 3 + shift),
         torch_dtype=config.get("torch_dtype", "float16"),
+        layer_format=_FORMATS[bits],
+        head_format=_FORMATS[bits] if config.get("quantization_embeddings") else "none",
+        released_bits=bits,
         num_mlp_matrices=2,
         default_sampling={"temperature": 0.95, "top_p": 0.7, "top_k": 50},  # chat(); top_k from the library it was written for
         extra={"invalid_score_token_id": 5 + shift},  # InvalidScoreLogitsProcessor

@@ -9,7 +9,7 @@ from torch import nn
 from glmserve.kernels.activation import silu_and_mul
 from glmserve.kernels.norm import residual_rms_norm
 from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
-from glmserve.layers.linear import Linear
+from glmserve.layers.quantized_linear import make_linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.registry import Target
 from glmserve.models.spec import ModelSpec
@@ -24,7 +24,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Parameter(torch.empty(spec.vocab_size, spec.hidden_size), requires_grad=False)
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
         self.norm = RMSNorm(spec)
-        self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self.lm_head = make_linear(spec.hidden_size, spec.vocab_size, spec.head_format, bias=False)
         frequencies = 1.0 / (spec.rope_theta ** (torch.arange(0, spec.head_dim, 2).float() / spec.head_dim))
         self.rotary = RotaryTable(frequencies, spec.max_model_len + 1, device)
 
@@ -79,11 +79,11 @@ class Block(nn.Module):
         self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
         self.all_heads = spec.num_heads + 2 * spec.num_kv_heads
         self.input_layernorm = RMSNorm(spec)
-        self.qkv_proj = Linear(spec.hidden_size, self.all_heads * spec.head_dim, bias=False)
-        self.o_proj = Linear(spec.num_heads * spec.head_dim, spec.hidden_size, bias=False)
+        self.qkv_proj = make_linear(spec.hidden_size, self.all_heads * spec.head_dim, spec.layer_format, bias=False)
+        self.o_proj = make_linear(spec.num_heads * spec.head_dim, spec.hidden_size, spec.layer_format, bias=False)
         self.post_attention_layernorm = RMSNorm(spec)
-        self.gate_up_proj = Linear(spec.hidden_size, 2 * spec.intermediate_size, bias=False)
-        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=False)
+        self.gate_up_proj = make_linear(spec.hidden_size, 2 * spec.intermediate_size, spec.layer_format, bias=False)
+        self.down_proj = make_linear(spec.intermediate_size, spec.hidden_size, spec.layer_format, bias=False)
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache
