@@ -65,6 +65,9 @@ NUM_ACCEPTED = Declared(PREFIX + "num_requests_accepted", "gauge", "Requests tha
 NUM_TOKENS_ACCEPTED = Declared(PREFIX + "num_prompt_tokens_accepted", "gauge", "Prompt tokens that hold a place in the server")
 REJECTED = Declared(PREFIX + "requests_rejected", "counter", "Requests turned away because the server was full")
 RESTARTS = Declared(PREFIX + "engine_restarts", "counter", "Times the engine was restarted")
+DESIRED_REPLICAS = Declared(
+    PREFIX + "desired_replicas", "gauge", "Replicas that this server's load needs, not rounded: add those of all servers up, then round up"
+)
 CACHE_CONFIG = Declared(
     PREFIX + "cache_config_info", "gauge", "The K/V pool", (*LABELS, "block_size", "num_gpu_blocks", "num_kv_tokens", "dtype")
 )

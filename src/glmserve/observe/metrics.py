@@ -38,6 +38,7 @@ class EngineView:
         num_accepted: Callable[[], tuple[int, int]],
         num_rejected: Callable[[], int],
         gpu: GpuSampler | None = None,
+        desired_replicas: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.stats = stats
         self.ready = ready
@@ -45,6 +46,7 @@ class EngineView:
         self.num_accepted = num_accepted  # (requests, prompt tokens) that hold a place
         self.num_rejected = num_rejected
         self.gpu = gpu
+        self.desired_replicas = desired_replicas
 
 
 class _EngineCollector(Collector):
@@ -61,6 +63,8 @@ class _EngineCollector(Collector):
         yield self._family(metric_list.NUM_TOKENS_ACCEPTED, num_tokens, self._labels)
         yield self._family(metric_list.REJECTED, self._view.num_rejected(), self._labels)
         yield self._family(metric_list.RESTARTS, self._view.num_restarts(), self._labels)
+        if (load := self._view.desired_replicas()) is not None:
+            yield self._family(metric_list.DESIRED_REPLICAS, load, self._labels)
         if (ready := self._view.ready()) is not None:
             yield from self._of_ready(ready)
         if (gpu := self._view.gpu) is not None and gpu.latest is not None:
