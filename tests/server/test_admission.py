@@ -66,7 +66,7 @@ def test_counts_are_the_sum_of_the_places(steps: list[tuple[str, int, int]]) -> 
             if action == "reserve":
                 places.append(admission.reserve(tokens * 4))
             elif places and action == "correct":
-                places[number % len(places)].correct(number, tokens)
+                places[number % len(places)].correct(max(1, number), tokens)
             elif places:
                 places.pop(number % len(places)).release()
         except GlmserveError:

@@ -156,3 +156,18 @@ def test_a_fault_of_our_own_is_a_500_in_the_same_body(fast: ServerInThread, monk
     monkeypatch.undo()
     assert fast.http.post("/v1/chat/completions", json=chat_body()).status_code == 200
     assert fast.idle()
+
+
+def test_time_in_which_requests_are_read_and_tokenized_is_told_from_time_without_any(
+    start_server: Start, answer_ids: tuple[int, ...]
+) -> None:
+    server = start_server(FakeOptions(alphabet=answer_ids))
+
+    def idle(cause: str) -> float:
+        return server.metric("glmserve:gpu_time_seconds_total", activity=f"idle_{cause}")
+
+    eventually(lambda: idle("no_work") > 0)
+    assert idle("http") == 0 and idle("tokenizing") == 0
+    server.http.post("/v1/completions", json={"prompt": "你好 " * 20_000, "max_tokens": 1})  # too long: it is refused once it is tokenized
+    eventually(lambda: idle("tokenizing") > 0 and idle("http") > 0)
+    assert idle("no_work") > idle("http")

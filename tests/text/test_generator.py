@@ -11,6 +11,7 @@ import pytest
 from glmserve.client.output_stream import OutputStream
 from glmserve.client.supervisor import EngineState
 from glmserve.models.catalog import read_spec
+from glmserve.observe.http_work import HttpWork
 from glmserve.observe.metrics import Metrics
 from glmserve.observe.request_log import RequestLog, RequestRecord
 from glmserve.protocol.errors import (
@@ -38,6 +39,7 @@ class ScriptedClient:
     def __init__(self) -> None:
         self.state = EngineState.READY
         self.ready = None
+        self.http_work = HttpWork()
         self.requests: list[EngineRequest] = []
         self.streams: list[OutputStream] = []
         self.aborted: list[str] = []

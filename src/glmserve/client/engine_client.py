@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from glmserve.client.output_stream import OutputStream
 from glmserve.client.supervisor import EngineState, Supervisor
 from glmserve.config import EngineConfig, ServerConfig
+from glmserve.observe.http_work import HttpWork
 from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError
 from glmserve.protocol.messages import (
     AbortRequest,
@@ -46,6 +47,7 @@ class EngineClient:
     ) -> None:
         self._streams: dict[str, OutputStream] = {}
         self.stats = EngineStats()
+        self.http_work = HttpWork()  # told by whoever accepts, tokenizes and submits
         self._supervisor = Supervisor(
             engine_config,
             server_config,
@@ -148,10 +150,14 @@ class EngineClient:
     def _hear(self, message: FromEngine) -> None:
         match message:
             case EngineOutputs():
-                self.stats = message.stats
+                self._take_stats(message.stats, message)
                 self._deliver(message.outputs)
             case EngineHeartbeat(stats=EngineStats() as stats):
-                self.stats = stats
+                self._take_stats(stats, message)
+
+    def _take_stats(self, stats: EngineStats, message: EngineOutputs | EngineHeartbeat) -> None:
+        self.http_work.hear(stats.gpu_time_seconds, message.without_work, message.time)
+        self.stats = stats
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
         streams = self._streams
@@ -167,6 +173,7 @@ class EngineClient:
         """Ends every open request with a stated error."""
         streams, self._streams = self._streams, {}
         self.stats = EngineStats()
+        self.http_work.forget()
         for request_id, stream in streams.items():
             stream.put(RequestOutput(request_id, [], FinishReason.ERROR, error=reason))
 

@@ -13,6 +13,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from glmserve.observe.http_work import HttpWork
 from glmserve.protocol.errors import DeadlineExceededError, EngineUnavailableError, InvalidRequestError, OverloadedError
 
 BYTES_PER_TOKEN = 4  # of a JSON body: about right for English, and Chinese in UTF-8 is near it
@@ -31,7 +32,8 @@ class Place:
         self.num_requests = num_requests
         self.num_tokens = num_tokens
         self._admission = admission
-        self._since = time.monotonic()
+        self.since = time.monotonic()
+        self._on_its_way = True  # the engine does not have it yet
         self._kept = False
         self._released = False
         self.has_turn = False
@@ -49,6 +51,7 @@ class Place:
         Raises OverloadedError where that does not fit now, InvalidRequestError where it never will.
         """
         self._admission._move(self, num_requests, num_tokens)
+        self._end_way(sent=True)  # what follows is the sending
 
     def keep(self) -> None:
         """Somebody else will call `release`: the answer outlives the function that reserved its place."""
@@ -58,7 +61,13 @@ class Place:
         """Give the place back; a second call does nothing."""
         if not self._released:
             self._released = True
-            self._admission._leave(self, time.monotonic() - self._since)
+            self._end_way(sent=False)
+            self._admission._leave(self, time.monotonic() - self.since)
+
+    def _end_way(self, sent: bool) -> None:
+        if self._on_its_way:
+            self._on_its_way = False
+            self._admission.http_work.leave(sent)
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +80,9 @@ class Place:
 class Admission:
     """Counts what is accepted.  A prompt that finds the service empty always fits, however long it is."""
 
-    def __init__(self, max_requests: int, max_tokens: int, one_at_a_time: bool = False) -> None:
+    def __init__(self, max_requests: int, max_tokens: int, one_at_a_time: bool = False, http_work: HttpWork | None = None) -> None:
+        """`http_work` is told of requests that are accepted, until they are sent to the engine or refused."""
+        self.http_work = http_work or HttpWork()
         self._turn = asyncio.Lock() if one_at_a_time else None  # first come, first served
         self.max_requests = max_requests
         self.max_tokens = max_tokens
@@ -101,6 +112,7 @@ class Admission:
         self._check(self.num_requests, self.num_tokens, 1, num_tokens)
         self.num_requests += 1
         self.num_tokens += num_tokens
+        self.http_work.accept()
         return Place(self, 1, num_tokens)
 
     def retry_after(self) -> int:

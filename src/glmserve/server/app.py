@@ -18,6 +18,7 @@ from glmserve.client.supervisor import EngineState
 from glmserve.config import ServerConfig
 from glmserve.models.spec import ModelSpec
 from glmserve.observe.alert_file import load_alert_rules
+from glmserve.observe.gpu import GpuSampler
 from glmserve.observe.metrics import EngineView, Metrics
 from glmserve.observe.request_log import RequestLog
 from glmserve.observe.scale import ScaleSignal, ScaleTargets
@@ -52,9 +53,10 @@ def create_app(
     `one_at_a_time`: a request is begun when the one before it has been answered.
     """
     name = server_config.served_model_name or model_name
-    admission = Admission(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens, one_at_a_time)
+    admission = Admission(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens, one_at_a_time, engine_client.http_work)
     scale_signal = ScaleSignal(_scale_targets(server_config))
-    metrics = Metrics(name, _engine_view(engine_client, admission, scale_signal))
+    gpu = GpuSampler(lambda: engine_client.ready.device_uuid if engine_client.ready else None)
+    metrics = Metrics(name, _engine_view(engine_client, admission, scale_signal, gpu))
     watch = _self_watch(server_config, engine_client, metrics, scale_signal)
     log = request_log or RequestLog(level=server_config.log_level)
     generator = TextGenerator(
@@ -62,7 +64,7 @@ def create_app(
     )
     kept_answers = KeptAnswers(server_config.resume_seconds)
     services = Services(server_config, engine_client, spec, name, generator, admission, metrics, kept_answers, watch)
-    app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services))
+    app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services, gpu))
     app.state.services = services
     routers = [module.router for module in (openai, chatglm, operations, scale, websocket, *((web,) if server_config.web else ()))]
     for router in routers:
@@ -79,7 +81,7 @@ def create_app(
     return app
 
 
-def _engine_view(client: EngineClient, admission: Admission, scale_signal: ScaleSignal) -> EngineView:
+def _engine_view(client: EngineClient, admission: Admission, scale_signal: ScaleSignal, gpu: GpuSampler) -> EngineView:
     return EngineView(
         stats=lambda: client.stats,
         ready=lambda: client.ready,
@@ -87,6 +89,7 @@ def _engine_view(client: EngineClient, admission: Admission, scale_signal: Scale
         num_accepted=lambda: (admission.num_requests, admission.num_tokens),
         num_rejected=lambda: admission.num_rejected,
         desired_replicas=lambda: scale_signal.load,
+        gpu=gpu,
     )
 
 
@@ -106,15 +109,17 @@ def _scale_targets(config: ServerConfig) -> ScaleTargets:
     return ScaleTargets(config.scale_ttft, config.scale_waiting, config.scale_kv_usage, config.scale_window, config.scale_hold)
 
 
-def _lifespan(services: Services) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(services: Services, gpu: GpuSampler) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.client.start()
+        gpu.start()
         watching = asyncio.create_task(services.watch.run())
         try:
             yield
         finally:
             services.admission.close()
+            gpu.stop()
             watching.cancel()
             await asyncio.to_thread(services.watch.close)
             await services.kept_answers.close()

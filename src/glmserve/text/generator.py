@@ -97,7 +97,8 @@ class TextGenerator:
         """
         params = request.sampling_params
         self._check_token_ids(params)
-        prompts = [await self.encode(prompt) for prompt in request.prompts]
+        with self._client.http_work.tokenizing():
+            prompts = [await self.encode(prompt) for prompt in request.prompts]
         budgets = [self._max_tokens(len(token_ids), request) for token_ids in prompts]
         admit(len(prompts) * params.n, sum(map(len, prompts)))
         choices = self._submit(request, prompts, budgets)
