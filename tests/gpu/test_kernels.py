@@ -74,3 +74,17 @@ def test_dense_prefill(dtype: torch.dtype, seq_lens: list[int], causal: list[boo
 @pytest.mark.parametrize("in_features,out_features", [(4096, 12288), (16384, 4096), (64, 70), (4096, 130528)])
 def test_one_row_linear(dtype: torch.dtype, in_features: int, out_features: int, gelu: bool) -> None:
     cases.check_one_row_linear(Device("cuda", dtype, seed=out_features), in_features, out_features, with_bias=not gelu, gelu=gelu)
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("8-bit floats came with sm_89")
+    on, fp8 = Device("cuda", dtype, seed=3), torch.float8_e4m3fn
+    cases.check_rotary_store(on, 130, 4, 4, 16, 2, by_head, fp8)
+    cases.check_rotary_store(on, 40, 9, 3, 64, 1, by_head, fp8)
+    for splits in (1, None):
+        for heads, dim in ((32, 128), (4, 16)):
+            cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
+        cases.check_decode(on, [1, 17, 65, 257], 9, 3, 64, 16, by_head, splits, fp8)
+    cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [False, True, True, True], 32, 32, 128, by_head, fp8)
