@@ -21,7 +21,9 @@ class KVPool:
         by_head = device.type == "cuda"
         inner = (heads, block_size, dim) if by_head else (block_size, heads, dim)
         self.blocks = torch.empty((spec.num_layers, 2, num_blocks, *inner), dtype=dtype, device=device)
-        self.blocks[:, :, 0].zero_()  # padding rows read the null block, and a NaN there would spread
+        # Not every device copies and fills 8-bit floats, but all do bytes.
+        self._raw = self.blocks.view(torch.uint8) if dtype.itemsize == 1 else self.blocks
+        self._raw[:, :, 0].zero_()  # padding rows read the null block, and a NaN there would spread
         views = self.blocks.transpose(3, 4) if by_head else self.blocks
         self.caches = [LayerCache(views[layer, 0], views[layer, 1]) for layer in range(spec.num_layers)]
         self.num_blocks = num_blocks
@@ -35,8 +37,7 @@ class KVPool:
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole blocks in all layers, (source, destination) each."""
         sources, destinations = torch.tensor(pairs, device=self.blocks.device).unbind(dim=1)
-        blocks = self.blocks.view(torch.uint8) if self.blocks.itemsize == 1 else self.blocks  # bytes are copied on every device
-        blocks[:, :, destinations] = blocks[:, :, sources]
+        self._raw[:, :, destinations] = self._raw[:, :, sources]
 
 
 def bytes_per_block(spec: ModelSpec, block_size: int, dtype: torch.dtype) -> int:
