@@ -119,3 +119,11 @@ def test_shares_are_shown_in_percent(value: float, shown: str) -> None:
     scene.history.add(Readings.parse(f"glmserve:kv_cache_usage_perc {value}\n", 0.0))
     (notice,) = scene.alerts.look(scene.history, 0.0)
     assert f"kv_usage is {shown}, above 0%" in notice.text
+
+
+def test_a_rule_whose_signal_is_not_reported_is_named() -> None:
+    scene = Scene(signal="mbu", name="memory")
+    scene.at(0, 1.0)
+    assert scene.history.last is not None
+    assert scene.alerts.unwatchable(scene.history.last) == ["alert rule 'memory' is idle: http://box does not report mbu"]
+    assert Scene().alerts.unwatchable(Readings.parse(f"# TYPE {WAITING} gauge\n", 0.0)) == []

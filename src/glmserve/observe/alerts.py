@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from glmserve.observe.alert_rules import UNREACHABLE, AlertRule, AlertRules
-from glmserve.observe.readings import History
-from glmserve.observe.signals import SIGNALS, Unit, show
+from glmserve.observe.readings import History, Readings
+from glmserve.observe.signals import SIGNALS, Unit, show, unreported
 
 
 class Status(StrEnum):
@@ -130,6 +130,12 @@ class Alerts:
                 status, seconds, repeated = told
                 notices.append(Notice(status, alert.rule, self._server, value, self._wall_clock(), seconds, repeated))
         return notices
+
+    def unwatchable(self, readings: Readings) -> list[str]:
+        """A line for each rule whose signal this server does not report, so that it would keep silent."""
+        missing = unreported(readings)
+        rules = [alert.rule for alert in self._alerts if alert.rule.signal in missing]
+        return [f"alert rule {rule.name!r} is idle: {self._server} does not report {rule.signal}" for rule in rules]
 
     @property
     def firing(self) -> list[AlertRule]:

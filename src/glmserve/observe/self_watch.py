@@ -44,6 +44,7 @@ class SelfWatch:
         self._alerts = Alerts(rules, server) if rules else None
         self._sender = AlertSender(rules) if rules else None
         self._next_alerts = 0.0
+        self._looks_while_ready = 0
 
     async def run(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Look again and again until cancelled."""
@@ -56,13 +57,18 @@ class SelfWatch:
 
     def look(self, at: float) -> None:
         """Once, now."""
-        self._history.add(Readings(self._collect(), at))
-        self.scale.look(self._history, at, self._max_num_seqs())
+        readings, num_places = Readings(self._collect(), at), self._max_num_seqs()
+        self._history.add(readings)
+        self.scale.look(self._history, at, num_places)
         if self._alerts is None or self._sender is None or at < self._next_alerts:
             return
         self._next_alerts = at + self._alert_interval
         for notice in self._alerts.look(self._history, at):
             self._sender.send(notice)
+        self._looks_while_ready += num_places is not None
+        if self._looks_while_ready == 2 and num_places is not None:  # by then the GPU has been asked too
+            for line in self._alerts.unwatchable(readings):
+                logger.warning("%s", line)
 
     def close(self) -> None:
         """Let notices under way be delivered."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from glmserve.observe.readings import History, Labels
+from glmserve.observe.readings import History, Labels, Readings
 
 IDLE = "idle_"  # how activities of gpu_time_seconds_total begin in which the device rests
 HOST_IDLE = ("idle_scheduling", "idle_tokenizing", "idle_http")  # the device waits for a CPU although there is work
@@ -41,10 +41,14 @@ def show(value: float | None, unit: Unit) -> str:
 
 @dataclass(frozen=True)
 class Signal:
-    """One figure; `read(history, seconds)` gives it over the last `seconds`, None where the server does not report it."""
+    """One figure; `read(history, seconds)` gives it over the last `seconds`, None where there is nothing to read.
+
+    `source` is the metric without which it cannot be told.
+    """
 
     name: str
     unit: Unit
+    source: str
     help: str
     read: Callable[[History, float], float | None]
 
@@ -155,32 +159,49 @@ QUANTILES = (50, 90, 99)
 
 def _latency(name: str, percent: int) -> Signal:
     metric, words = LATENCIES[name]
-    return Signal(f"{name}_p{percent}", Unit.SECONDS, f"{words}, {percent}% of them are shorter", _quantile(metric, percent / 100))
+    return Signal(f"{name}_p{percent}", Unit.SECONDS, metric, f"{words}, {percent}% are shorter", _quantile(metric, percent / 100))
+
+
+def _share(name: str, metric: str, help_text: str) -> Signal:
+    return Signal(name, Unit.SHARE, metric, help_text, _mean_share(metric))
+
+
+def _number(name: str, metric: str, help_text: str) -> Signal:
+    return Signal(name, Unit.COUNT, metric, help_text, _mean(metric))
+
+
+def _speed(name: str, metric: str, help_text: str) -> Signal:
+    return Signal(name, Unit.PER_SECOND, metric, help_text, _rate(metric + "_total"))
 
 
 _ALL = (
-    Signal("gpu_busy", Unit.SHARE, "Wall time in which the device computes, as the engine counts it", _busy),
-    Signal("gpu_waiting_for_host", Unit.SHARE, "Wall time in which the device waits for a CPU although there is work", _waiting_for_host),
-    Signal("mbu", Unit.SHARE, "Memory bandwidth in use, of what this chip can do", _mean_share("model_bandwidth_utilization_perc")),
-    Signal("mfu", Unit.SHARE, "Arithmetic in use, of what this chip can do", _mean_share("model_flops_utilization_perc")),
-    Signal("kv_usage", Unit.SHARE, "K/V blocks in use", _mean_share("kv_cache_usage_perc")),
-    Signal("requests_running", Unit.COUNT, "Requests in the running batch", _mean("num_requests_running")),
-    Signal("requests_waiting", Unit.COUNT, "Requests waiting for the engine", _mean("num_requests_waiting")),
-    Signal("requests_per_second", Unit.PER_SECOND, "Requests that ended", _requests_per_second),
-    Signal("tokens_per_second", Unit.PER_SECOND, "Tokens generated", _rate("generation_tokens_total")),
-    Signal("prompt_tokens_per_second", Unit.PER_SECOND, "Prompt tokens computed", _rate("prompt_tokens_total")),
+    Signal("gpu_busy", Unit.SHARE, "gpu_time_seconds", "Wall time in which the device computes, as the engine counts it", _busy),
+    Signal("gpu_waiting_for_host", Unit.SHARE, "gpu_time_seconds", "Wall time in which the device waits for a CPU", _waiting_for_host),
+    _share("mbu", "model_bandwidth_utilization_perc", "Memory bandwidth in use, of what this chip can do"),
+    _share("mfu", "model_flops_utilization_perc", "Arithmetic in use, of what this chip can do"),
+    _share("kv_usage", "kv_cache_usage_perc", "K/V blocks in use"),
+    _number("requests_running", "num_requests_running", "Requests in the running batch"),
+    _number("requests_waiting", "num_requests_waiting", "Requests waiting for the engine"),
+    Signal("requests_per_second", Unit.PER_SECOND, "http_requests", "Requests that ended", _requests_per_second),
+    _speed("tokens_per_second", "generation_tokens", "Tokens generated"),
+    _speed("prompt_tokens_per_second", "prompt_tokens", "Prompt tokens computed"),
     *(_latency(name, percent) for name in LATENCIES for percent in QUANTILES),
-    Signal("error_rate", Unit.SHARE, "Requests that failed: status 5xx, or an answer that broke off", _error_rate),
-    Signal("rejected_per_second", Unit.PER_SECOND, "Requests turned away because the server was full", _rate("requests_rejected_total")),
-    Signal("preemptions_per_second", Unit.PER_SECOND, "Requests pushed back because K/V ran out", _rate("num_preemptions_total")),
-    Signal("engine_restarts", Unit.COUNT, "Restarts of the engine", _increase("engine_restarts_total")),
-    Signal("nvml_utilization", Unit.SHARE, "What nvidia-smi calls GPU utilization: some kernel ran", _mean_share("nvml_utilization_perc")),
-    Signal("nvml_memory", Unit.SHARE, "GPU memory in use, by any program", _memory),
-    Signal("nvml_power", Unit.SHARE, "Power drawn, of the limit", _power),
-    Signal("nvml_temperature", Unit.CELSIUS, "Temperature of the hottest GPU", _hottest),
-    Signal("nvml_throttled", Unit.COUNT, "1 while a GPU is slowed down by power, heat or hardware", _throttled),
-)  # fmt: skip
+    Signal("error_rate", Unit.SHARE, "http_requests", "Requests that failed: status 5xx, or an answer that broke off", _error_rate),
+    _speed("rejected_per_second", "requests_rejected", "Requests turned away because the server was full"),
+    _speed("preemptions_per_second", "num_preemptions", "Requests pushed back because K/V ran out"),
+    Signal("engine_restarts", Unit.COUNT, "engine_restarts", "Restarts of the engine", _increase("engine_restarts_total")),
+    _share("nvml_utilization", "nvml_utilization_perc", "What nvidia-smi calls GPU utilization: some kernel ran"),
+    Signal("nvml_memory", Unit.SHARE, "nvml_memory_used_bytes", "GPU memory in use, by any program", _memory),
+    Signal("nvml_power", Unit.SHARE, "nvml_power_watts", "Power drawn, of the limit", _power),
+    Signal("nvml_temperature", Unit.CELSIUS, "nvml_temperature_celsius", "Temperature of the hottest GPU", _hottest),
+    Signal("nvml_throttled", Unit.COUNT, "nvml_throttle", "1 while a GPU is slowed down by power, heat or hardware", _throttled),
+)
 SIGNALS = {signal.name: signal for signal in _ALL}
+
+
+def unreported(readings: Readings) -> list[str]:
+    """Names of the signals that this server says nothing about."""
+    return [name for name, signal in SIGNALS.items() if signal.source not in readings.families]
 
 
 def read_all(history: History, seconds: float) -> dict[str, float | None]:
