@@ -17,8 +17,7 @@ from pathlib import Path
 
 from training import phrases, small_talk
 from training.chats import render_rounds
-from training.poems import FIXED_FORMS, Poem, half_lengths, read_poems
-from training.prepare import TRAIN, VALID
+from training.poems import FIXED_FORMS, TRAIN, VALID, Poem, half_lengths, read_poems
 
 Pattern = tuple[tuple[int, ...], ...]  # of a poem: the lengths of its halves, a tuple a line
 REQUESTS = Path(__file__).with_name("requests.jsonl")

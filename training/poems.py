@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+TRAIN, VALID = "train.jsonl.xz", "valid.jsonl.xz"  # the two files in a folder of poems
 # name -> (couplets, characters of each half); a line of the data is one couplet
 FIXED_FORMS = {
     "五言绝句": (2, 5),

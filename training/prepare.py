@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from training import phrases, small_talk
-from training.poems import Poem, read_poems
+from training.poems import TRAIN, VALID, Poem, read_poems
 from training.tokenizer import ASCII, pieces_of, train_tokenizer
-from training.vocabulary import Vocabulary
+from training.vocabulary import PIECES, Vocabulary
 
-TRAIN, VALID = "train.jsonl.xz", "valid.jsonl.xz"
-TOKENIZER, PIECES = "ice_text.model", "pieces.json"
+TOKENIZER = "ice_text.model"
 
 
 def main() -> None:

@@ -24,11 +24,10 @@ from training.evaluate import answer_loss, mixed_chats, rows_of
 from training.feed import Feed
 from training.model import ChatGLM, Shape
 from training.packing import to_batch
-from training.poems import read_poems
-from training.prepare import PIECES, TRAIN, VALID
+from training.poems import TRAIN, VALID, read_poems
 from training.report import ReportLimits, write_report
 from training.schedule import learning_rate
-from training.vocabulary import Vocabulary
+from training.vocabulary import PIECES, Vocabulary
 
 
 @dataclass

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+PIECES = "pieces.json"  # the file beside the poems
 SPACE = "\u2581"
 NEW_LINE = "<n>"
 _SPACES = re.compile(" +")
