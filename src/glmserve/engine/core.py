@@ -139,7 +139,8 @@ class EngineCore:
         advanced = self.scheduler.update(handle.batch, result.token_ids) if result.token_ids else []
         outputs = []
         for request in advanced:
-            request.first_token_time = request.first_token_time or now
+            if not request.first_token_time:
+                request.first_token_time, request.prefill_seconds_before = now, self.account.device.seconds.prefill
             failed = request.finish_reason == FinishReason.ERROR
             new_token_ids = [] if failed else request.token_ids[-1:]
             self.account.stats.generation_tokens += len(new_token_ids)
@@ -153,11 +154,22 @@ class EngineCore:
         if request.finish_reason is None:
             return output
         output.num_cached_tokens = request.num_cached_tokens
-        output.times = RequestTimes(
-            request.arrival_time, request.first_scheduled_time, request.first_token_time, time.monotonic(), request.num_preemptions
-        )
+        output.times = self._times(request)
         if request.finish_reason == FinishReason.ERROR:
             output.error = "the model gave scores that are not numbers; the weights may be damaged or the dtype too narrow"
         if request.finish_reason == FinishReason.STOP and new_token_ids and new_token_ids[-1] in request.stop_token_ids:
             output.stop_token_id = new_token_ids[-1]
         return output
+
+    def _times(self, request: Request) -> RequestTimes:
+        return RequestTimes(
+            request.arrival_time,
+            request.first_scheduled_time,
+            request.first_token_time,
+            time.monotonic(),
+            request.num_preemptions,
+            request.wait_cause,
+            request.num_ahead,
+            self.account.device.seconds.prefill - request.prefill_seconds_before,
+            request.preempted_seconds,
+        )

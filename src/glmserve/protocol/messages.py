@@ -53,6 +53,15 @@ class TokenLogprobs(msgspec.Struct, array_like=True):
     ranks: list[int]  # 1 is the most likely
 
 
+class WaitCause(StrEnum):
+    """What kept the first request in the engine's queue from running."""
+
+    NONE = "none"  # it waited for the step before, or for prompts that were computed first
+    KV_FULL = "kv_full"  # no K/V blocks for it
+    BATCH_FULL = "batch_full"  # max_num_seqs requests ran
+    BATCHING = "batching"  # the batching mode lets nobody join now
+
+
 class RequestTimes(msgspec.Struct, array_like=True):
     """Where a request's time went, seconds of CLOCK_MONOTONIC; sent with its last output."""
 
@@ -61,6 +70,10 @@ class RequestTimes(msgspec.Struct, array_like=True):
     first_token: float
     finished: float
     num_preemptions: int = 0
+    wait_cause: WaitCause = WaitCause.NONE  # of the time between arrival and first_scheduled
+    num_ahead: int = 0  # requests that ran when it last had to wait for that
+    prefill_stall: float = 0.0  # seconds after its first token that the device spent on prompts
+    preempted: float = 0.0  # seconds that it spent pushed back to the queue
 
 
 class RequestOutput(msgspec.Struct, array_like=True, omit_defaults=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import InvalidRequestError
-from glmserve.protocol.messages import EngineRequest, FinishReason
+from glmserve.protocol.messages import EngineRequest, FinishReason, WaitCause
 
 
 class Request:
@@ -38,6 +38,11 @@ class Request:
         self.num_preemptions = 0
         self.first_scheduled_time = 0.0
         self.first_token_time = 0.0
+        self.wait_cause = WaitCause.NONE
+        self.num_ahead = 0  # requests that ran while it waited for that
+        self.preempted_since = 0.0  # 0 while it is not pushed back
+        self.preempted_seconds = 0.0
+        self.prefill_seconds_before = 0.0  # what the device had spent on prompts when its first token came
 
     @property
     def num_tokens(self) -> int:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from glmserve.models.spec import ModelSpec
-from glmserve.protocol.messages import FinishReason
+from glmserve.protocol.messages import FinishReason, WaitCause
 from glmserve.scheduler.batch import PrefillChunk, ScheduledBatch
 from glmserve.scheduler.batching import Batching, ContinuousBatching
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
@@ -48,6 +48,7 @@ class Scheduler:
         self.waiting: list[tuple[float, int, Request]] = []  # a heap by virtual arrival
         self.requests: dict[str, Request] = {}
         self.num_preemptions = 0
+        self._last_wait = (0.0, WaitCause.NONE, 0)  # when the first in the queue last had to wait, why, and how many ran
         self.held_back = False  # the batching policy, not memory, kept the first in the queue waiting in the last plan
         self._sequence = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -121,6 +122,7 @@ class Scheduler:
                 continue
             if not self.batching.admits(request, self.running, self.requests, self.clock()):
                 self.held_back = True
+                self._note_wait(WaitCause.BATCHING)
                 break
             key = self.kv_cache.context_key(request)
             if key in contexts_under_way:  # its twin is being computed: next step it costs nothing
@@ -131,6 +133,7 @@ class Scheduler:
             if chunks and self.spec.attention == "prefix" and request.context_len > budget:
                 break
             if not self._make_room(request, chunks):
+                self._note_wait(WaitCause.KV_FULL if self._free_rows else WaitCause.BATCH_FULL)
                 break
             heapq.heappop(self.waiting)
             self._start(request)
@@ -159,8 +162,17 @@ class Scheduler:
     def _start(self, request: Request) -> None:
         request.row = self._free_rows.pop()
         self.running[request.request_id] = request
+        now = self.clock()
         if not request.first_scheduled_time:
-            request.first_scheduled_time = self.clock()
+            request.first_scheduled_time = now
+            since, cause, num_ahead = self._last_wait
+            if since >= request.arrival_time:
+                request.wait_cause, request.num_ahead = cause, num_ahead
+        elif request.preempted_since:
+            request.preempted_seconds += now - request.preempted_since
+
+    def _note_wait(self, cause: WaitCause) -> None:
+        self._last_wait = (self.clock(), cause, len(self.running))
 
     def _add_chunk(self, request: Request, budget: int, chunks: list[PrefillChunk]) -> int:
         start, end = request.num_computed_tokens, request.num_tokens - 1  # the newest token is for the decode step
@@ -197,6 +209,7 @@ class Scheduler:
         self._stop_running(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1
+        request.preempted_since = self.clock()
         self.num_preemptions += 1
         self._enqueue(request)
 
