@@ -155,14 +155,33 @@ def test_integers_under_another_config(released: tuple[Path, dict[str, torch.Ten
     assert words in complaint_of(folder)
 
 
-def test_a_released_checkpoint_is_not_rounded_again(shared: Path) -> None:
+def test_a_released_checkpoint_as_plain_numbers_is_the_same_model(shared: Path, load: Load) -> None:
+    for model, named in (("quant_int8", "int8"), ("quant_int4", "int4")):
+        case = read_cases(shared / "golden/v1" / model)[0]
+        for asked in ("auto", named, "none"):
+            engine = load(shared / "golden/v1" / model, quantization=asked)
+            assert engine.ready.quantization == ("none" if asked == "none" else named)
+            assert generate(engine, [case])[case.name] == case.greedy_tokens
+
+
+def test_four_bits_do_not_become_eight(shared: Path) -> None:
+    for asked in ("int8", "fp8"):
+        message = complaint_of(shared / "golden/v1/quant_int4", quantization=asked)
+        assert f"--quantization {asked}" in message and "4 bits already" in message
+
+
+@pytest.mark.parametrize("asked", ["int4", "fp8"])
+def test_released_int8_may_be_rounded_further(shared: Path, load: Load, asked: str) -> None:
     folder = shared / "golden/v1/quant_int8"
-    for asked in ("int4", "fp8"):
-        message = complaint_of(folder, quantization=asked)
-        assert "int8 already" in message and "quantization_bit 8" in message
-    case = read_cases(folder)[0]
-    for allowed in ("auto", "int8", "none"):
-        assert generate(load_plain(folder, quantization=allowed), [case])[case.name] == case.greedy_tokens
+    [case] = read_cases(folder)[:1]
+    scores = {}
+    for quantization in ("auto", asked):
+        engine = load(folder, quantization=quantization)
+        recorder = LogitRecorder(engine)
+        generate(engine, [case])
+        scores[quantization] = recorder.logits[case.name][0]
+        assert engine.ready.quantization == ("int8" if quantization == "auto" else asked)
+    assert 1e-3 < relative_error(scores[asked], scores["auto"]) < 1.0
 
 
 # --- plain checkpoints, rounded as they load --------------------------------------------------------------------------------------

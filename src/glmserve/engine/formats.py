@@ -17,18 +17,19 @@ _FIRST_WITH_FP8 = (8, 9)  # Ada and Hopper
 def with_formats(config: EngineConfig, spec: ModelSpec, device: torch.device) -> ModelSpec:
     """`spec` with the formats that the matrices' numbers are to have.  Raises ModelLoadError for what cannot be.
 
-    A released int8 or int4 checkpoint stays what it is.  A plain one is rounded while it loads: the matrices of the layers to the format
-    asked for, the output layer to 8 bits.  The rows of the embedding stay plain: a step reads but a few of them.
+    A released int8 or int4 checkpoint stays what it is unless something else is asked for.  Other numbers are rounded while they load: the
+    matrices of the layers to the format asked for, the output layer to 8 bits.  The rows of the embedding stay plain: a step reads but a
+    few of them.
     """
-    asked, released = config.quantization, spec.released_bits > 0
-    if asked == "auto" or (released and asked == spec.layer_format):
+    asked = config.quantization
+    if asked == "auto" or (spec.released_bits and asked == spec.layer_format):
         return spec
     if asked == "none":  # a released checkpoint's numbers, kept as plain ones
         return replace(spec, layer_format="none", head_format="none")
-    if released:
+    if spec.released_bits == 4:
         raise ModelLoadError(
-            f"--quantization {asked}, but this checkpoint is {spec.layer_format} already (config.json has quantization_bit "
-            f"{spec.released_bits}). Leave the flag out, or take the checkpoint that is not quantized."
+            f"--quantization {asked}, but this checkpoint has 4 bits already (quantization_bit in config.json), and more would not bring "
+            "back what it lost. Leave the flag out, or take the checkpoint that is not quantized."
         )
     if asked == "fp8":
         _check_fp8(device, "--quantization fp8", "--quantization int8")

@@ -30,6 +30,10 @@ class QuantizedRows(NamedTuple):
         rows, columns = self.weight.shape
         return rows, columns * 2 if self.weight.dtype == torch.uint8 else columns
 
+    def is_of(self, weight_format: WeightFormat) -> bool:
+        """Whether these have that format, or may be made plain numbers where there is none."""
+        return weight_format == "none" or self.weight.dtype == PACKED_DTYPES[weight_format]
+
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """[rows, in_features]."""
         return dequantize(self.weight, self.scale, dtype)

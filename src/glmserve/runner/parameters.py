@@ -57,6 +57,8 @@ class ModelParameters:
             return
         for start, part in _in_parts(values):
             part = part.to(parameter.device) if isinstance(part, torch.Tensor) else QuantizedRows(*(t.to(parameter.device) for t in part))
+            if isinstance(part, QuantizedRows) and not part.is_of(weight_format):
+                part = part.dequantize(torch.float32)
             packed = part if isinstance(part, QuantizedRows) else quantize_rows(part, weight_format)
             self._write_packed(name, first_row + start, packed)
 
@@ -74,7 +76,6 @@ class ModelParameters:
         if scale is None:
             parameter[rows].copy_(values.dequantize(parameter.dtype))
             return
-        assert values.weight.dtype == parameter.dtype, f"{name} is kept in another format than its checkpoint's"
         parameter[rows].copy_(values.weight)
         scale[rows].copy_(values.scale)
 
