@@ -13,7 +13,7 @@ from glmserve.models.demo import resolve_model
 from glmserve.protocol.errors import ModelLoadError
 from glmserve.tools.doctor.checklist import select
 from glmserve.tools.doctor.finding import Finding, NotApplicableError, Verdict, skipped
-from glmserve.tools.doctor.gpu import Gpu, GpuReader, nvml_reader
+from glmserve.tools.doctor.gpu import Gpu, GpuReader, ReportedReader, nvml_reader
 from glmserve.tools.doctor.machine import Machine
 from glmserve.tools.doctor.model_folder import ModelFolder
 from glmserve.tools.doctor.patient import Check, Patient
@@ -65,7 +65,10 @@ async def examine(
         service = await recognise(url, config.api_key, config.timeout)
         is_here = machine.has_address(service.host)
         about = _about(service, is_here)
-        patient = Patient(machine, is_here, reader, _gpu(reader, config.gpu) if is_here else None)
+        reported = ReportedReader(service) if service.is_ours else None
+        if not is_here:
+            reader = reported
+        patient = Patient(machine, is_here, reader, _gpu(reader, config.gpu, reported))
         applicable = [check for check in checks if check.subject != "folder"]
         findings = await _on_service(applicable, patient, service, config, sizes or (QUICK if config.quick else Sizes()), note, about)
     return Examination(target, about, findings, time.monotonic() - begun)
@@ -116,14 +119,15 @@ def _folder(name: str) -> Path:
     return path
 
 
-def _gpu(reader: GpuReader | None, index: int | None) -> Gpu | None:
-    """The one that was named, or the one whose memory is fullest: a server that holds a model is hard to overlook."""
+def _gpu(reader: GpuReader | None, index: int | None, reported: ReportedReader | None = None) -> Gpu | None:
+    """The one that was named, or that the server says it uses, or the one whose memory is fullest: a model is hard to overlook."""
     gpus = reader.gpus() if reader is not None else []
     if reader is None or not gpus:
         return None
     if index is not None:
         return next((gpu for gpu in gpus if gpu.index == index), None)
-    return max(gpus, key=lambda gpu: reader.sample(gpu.index).memory_used)
+    uuids = {gpu.uuid for gpu in reported.gpus()} if reported is not None else set()
+    return max(gpus, key=lambda gpu: (gpu.uuid in uuids, reader.sample(gpu).memory_used))
 
 
 def _about(service: Service, is_here: bool) -> str:

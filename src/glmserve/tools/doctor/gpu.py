@@ -1,35 +1,39 @@
-"""What NVML says of this machine's GPUs, once and while something runs.  Tests give a reader of their own."""
+"""What NVML says of GPUs, once and while something runs: of this machine's, or of another one's through a server's /metrics.
+
+Tests give a reader of their own.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+import httpx
+import msgspec
 import pynvml
 
+from glmserve.observe.gpu import GpuReading, read_gpu
+from glmserve.observe.readings import Readings
+from glmserve.tools.doctor.service import Service
+
 SAMPLE_SECONDS = 0.1
-THROTTLE_REASONS = {  # NVML's bits -> the name; idle clocks, application clocks and sync boost slow nothing down that runs
-    pynvml.nvmlClocksEventReasonHwSlowdown: "hw_slowdown",
-    pynvml.nvmlClocksEventReasonHwThermalSlowdown: "hw_thermal",
-    pynvml.nvmlClocksEventReasonSwThermalSlowdown: "sw_thermal",
-    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "hw_power_brake",
-    pynvml.nvmlClocksEventReasonSwPowerCap: "sw_power_cap",
-}
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What does not change.  None where NVML does not tell."""
+    """What does not change.  None where it is not told."""
 
     index: int
     name: str
     memory_bytes: int
-    driver: str
-    driver_cuda: tuple[int, int]  # the newest CUDA this driver runs
+    uuid: str = ""
+    driver: str = ""
+    driver_cuda: tuple[int, int] | None = None  # the newest CUDA this driver runs
     max_pcie_width: int | None = None
     max_pcie_generation: int | None = None
     max_sm_clock: int | None = None  # MHz
@@ -48,18 +52,32 @@ class GpuSample:
     pcie_received: float | None = None  # bytes a second, host to device
     sm_clock: int | None = None  # MHz
     temperature: int | None = None  # Celsius
-    power: float | None = None  # watts
+
+    @classmethod
+    def of(cls, reading: GpuReading, pcie_received: float | None = None) -> GpuSample:
+        """From the server's own kind of look at a GPU."""
+        clock = reading.nvml_sm_clock_hertz
+        return cls(
+            int(reading.nvml_memory_used_bytes or 0),
+            reading.nvml_utilization_perc,
+            frozenset(reason for reason, is_slowed in (reading.nvml_throttle or {}).items() if is_slowed),
+            _whole(reading.nvml_pcie_width),
+            _whole(reading.nvml_pcie_generation),
+            pcie_received,
+            None if clock is None else round(clock / 1e6),
+            _whole(reading.nvml_temperature_celsius),
+        )
 
 
 class GpuReader(Protocol):
     """Where the figures come from."""
 
     def gpus(self) -> list[Gpu]:
-        """All GPUs of this machine."""
+        """All GPUs it can see."""
         ...
 
-    def sample(self, index: int) -> GpuSample:
-        """One of them, now."""
+    def sample(self, gpu: Gpu) -> GpuSample:
+        """One of them, now.  Raises OSError where it can be seen no more."""
         ...
 
 
@@ -82,6 +100,7 @@ class NvmlReader:
             index,
             pynvml.nvmlDeviceGetName(handle),
             pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+            pynvml.nvmlDeviceGetUUID(handle),
             pynvml.nvmlSystemGetDriverVersion(),
             (cuda // 1000, cuda % 1000 // 10),
             _told(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
@@ -90,24 +109,51 @@ class NvmlReader:
             clock * 1e6 * bits / 8 * 2 if clock and bits else None,  # two transfers a clock
         )
 
-    def sample(self, index: int) -> GpuSample:
-        """One of them, now.  Takes about 20 ms, which is how long NVML counts PCIe bytes."""
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        utilization = _told(pynvml.nvmlDeviceGetUtilizationRates, handle)
-        bits = _told(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle) or 0
-        kib = _told(pynvml.nvmlDeviceGetPcieThroughput, handle, pynvml.NVML_PCIE_UTIL_RX_BYTES)
-        milliwatts = _told(pynvml.nvmlDeviceGetPowerUsage, handle)
-        return GpuSample(
-            pynvml.nvmlDeviceGetMemoryInfo(handle).used,
-            None if utilization is None else utilization.gpu / 100,
-            frozenset(name for bit, name in THROTTLE_REASONS.items() if bits & bit),
-            _told(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
-            _told(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
-            None if kib is None else kib * 1024.0,
-            _told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-            _told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
-            None if milliwatts is None else milliwatts / 1000,
-        )
+    def sample(self, gpu: Gpu) -> GpuSample:
+        """One of them, now.  Takes about 20 ms, which is how long NVML counts PCIe bytes.  Raises OSError."""
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            kib = _told(pynvml.nvmlDeviceGetPcieThroughput, handle, pynvml.NVML_PCIE_UTIL_RX_BYTES)
+            return GpuSample.of(read_gpu(pynvml, gpu.uuid), None if kib is None else kib * 1024.0)
+        except pynvml.NVMLError as error:
+            raise OSError(f"NVML: {error}") from error
+
+
+class ReportedReader:
+    """The GPU of a glmserve on another machine, as its /metrics reports it once a second."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def gpus(self) -> list[Gpu]:
+        """The one its engine uses; none where it reports none."""
+        readings = self._readings()
+        series = readings.series("nvml_memory_total_bytes")
+        return [
+            Gpu(
+                0,
+                uuid := dict(labels).get("gpu", ""),
+                int(total),
+                uuid,
+                max_pcie_width=_whole(readings.total("nvml_pcie_width_max")),
+                max_pcie_generation=_whole(readings.total("nvml_pcie_generation_max")),
+            )
+            for labels, total in series.items()
+        ]
+
+    def sample(self, gpu: Gpu) -> GpuSample:
+        """As of its last look.  Raises OSError."""
+        readings = self._readings()
+        values: dict[str, Any] = {name: readings.total(name, gpu=gpu.uuid) for name in GpuReading.__struct_fields__}
+        values["nvml_throttle"] = {reason: value > 0 for reason, value in readings.by("nvml_throttle", "reason").items()}
+        return GpuSample.of(msgspec.convert(values, GpuReading))
+
+    def _readings(self) -> Readings:
+        try:
+            response = httpx.get(f"{self._service.url}/metrics", headers=self._service.headers, timeout=5.0, trust_env=False)
+            return Readings.parse(response.raise_for_status().text, time.monotonic())
+        except (httpx.HTTPError, ValueError) as error:
+            raise OSError(f"/metrics: {error}") from error
 
 
 def _told(ask: Callable[..., Any], *arguments: Any) -> Any:
@@ -116,6 +162,10 @@ def _told(ask: Callable[..., Any], *arguments: Any) -> Any:
         return ask(*arguments)
     except pynvml.NVMLError:
         return None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def nvml_reader() -> GpuReader | None:
@@ -130,17 +180,17 @@ def nvml_reader() -> GpuReader | None:
 class GpuWatch:
     """`with GpuWatch(reader, index) as watch: ...` samples in a thread of its own; read `samples` afterwards."""
 
-    def __init__(self, reader: GpuReader, index: int, every: float = SAMPLE_SECONDS) -> None:
+    def __init__(self, reader: GpuReader, gpu: Gpu, every: float = SAMPLE_SECONDS) -> None:
         self.samples: list[GpuSample] = []
-        self._reader, self._index, self._every = reader, index, every
+        self._reader, self._gpu, self._every = reader, gpu, every
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
         while not self._done.wait(self._every if self.samples else 0):
             try:
-                self.samples.append(self._reader.sample(self._index))
-            except pynvml.NVMLError:  # a GPU that fell off the bus: what was seen stays
+                self.samples.append(self._reader.sample(self._gpu))
+            except OSError:  # a GPU that fell off the bus: what was seen stays
                 return
 
     def __enter__(self) -> Self:

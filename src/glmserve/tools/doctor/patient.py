@@ -21,7 +21,7 @@ class Patient:
     """A service or a model folder, and this machine.
 
     `is_here` is false for a service on another machine: then nothing of this machine is looked at.  `gpu` is the GPU that the service
-    uses, or that a model would be loaded on; None where there is none.
+    uses, or that a model would be loaded on; None where there is none, or none that can be seen from here.
     """
 
     machine: Machine
@@ -56,8 +56,8 @@ class Patient:
 
     def need_gpu(self) -> Gpu:
         """Raises NotApplicableError where no GPU can be looked at."""
-        self.need_here()
         if self.gpu is None:
+            self.need_here()
             raise NotApplicableError("no NVIDIA GPU on this machine")
         return self.gpu
 
@@ -66,7 +66,7 @@ class Patient:
         gpu = self.need_gpu()
         assert self.reader is not None
         if self.trials is None:
-            return [self.reader.sample(gpu.index)]
+            return [self.reader.sample(gpu)]
         samples = (await self.trials.busy()).samples
         if not samples:
             raise NotApplicableError("NVML gave no sample")

@@ -26,9 +26,10 @@ def show(examination: Examination, console: Console) -> None:
     by_verdict: dict[Verdict, list[tuple[Check, Finding]]] = {verdict: [] for verdict in Verdict}
     for check, finding in examination.findings:
         by_verdict[finding.verdict].append((check, finding))
+    told: dict[str, str] = {}
     for verdict in (Verdict.FAIL, Verdict.WARN):
         for check, finding in by_verdict[verdict]:
-            _show_trouble(check, finding, console)
+            _show_trouble(check, finding, told, console)
     if by_verdict[Verdict.FAIL] or by_verdict[Verdict.WARN]:
         console.print()
     for check, finding in by_verdict[Verdict.OK]:
@@ -38,13 +39,15 @@ def show(examination: Examination, console: Console) -> None:
     console.print(Text(_sum(examination), style="bold"))
 
 
-def _show_trouble(check: Check, finding: Finding, console: Console) -> None:
+def _show_trouble(check: Check, finding: Finding, told: dict[str, str], console: Console) -> None:
+    """What is to be done is said once: a server that lacks batching fails several checks."""
     console.print()
     console.print(_line(finding.verdict, check.name, finding.summary))
     for step in finding.mend:
         table = Table.grid(padding=(0, 1))
-        table.add_row(Text("mend:", style="bold"), Text(step))
+        table.add_row(Text("mend:", style="bold"), Text(f"as for {told[step]}" if step in told else step))
         console.print(Padding(table, (0, 0, 0, VERDICT_WIDTH + 1)))
+        told.setdefault(step, check.name)
 
 
 def _line(verdict: Verdict, name: str, words: str, wide: bool = False) -> Table:

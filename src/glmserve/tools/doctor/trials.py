@@ -9,8 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from statistics import median
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
@@ -19,6 +18,7 @@ from glmserve.observe.readings import Window
 from glmserve.tools.doctor.finding import NotApplicableError
 from glmserve.tools.doctor.gpu import Gpu, GpuReader, GpuSample, GpuWatch
 from glmserve.tools.doctor.reply import Reply
+from glmserve.tools.doctor.results import Alone, BesideLong, Busy, PageLoad, Together
 from glmserve.tools.doctor.service import Service
 from glmserve.tools.doctor.speaker import Speaker
 
@@ -50,68 +50,6 @@ class Sizes:
 
 
 QUICK = Sizes(num_short=3, short_seconds=0.7, long_factor=5, pause=0.1, num_pages=30, num_one_token=10, busy_seconds=1.5)
-
-
-@dataclass
-class Alone:
-    """Short messages one after the other."""
-
-    replies: list[Reply]
-    samples: list[GpuSample]
-
-    @property
-    def seconds(self) -> float:
-        """Median of one."""
-        return median(reply.seconds for reply in self.replies)
-
-
-@dataclass
-class Together:
-    """As many at once.  `ends` are the seconds after the first sending at which each was done, in order."""
-
-    replies: list[Reply]
-    seconds: float
-    ends: list[float]
-
-
-@dataclass
-class BesideLong:
-    """Short messages and pages while one long answer is written."""
-
-    long: Reply
-    shorts: list[Reply] = field(default_factory=list)
-    pages: list[tuple[float, float]] = field(default_factory=list)  # (when asked, seconds it took)
-
-    def remaining(self, moment: float) -> float:
-        """Seconds that the long answer still took at a moment."""
-        return self.long.ended - moment
-
-
-@dataclass
-class PageLoad:
-    """Many requests of one kind, some at a time."""
-
-    num: int
-    concurrency: int
-    mean_seconds: float
-    worst_seconds: float
-    errors: list[str]
-    per_second: float
-
-    @property
-    def error_share(self) -> float:
-        """Failed ones, of all."""
-        return len(self.errors) / self.num
-
-
-@dataclass
-class Busy:
-    """A spell in which short messages never ended.  `window` is /metrics from its begin to its end."""
-
-    seconds: float
-    num_done: int
-    samples: list[GpuSample]
-    window: Window | None
 
 
 class Trials:
@@ -287,7 +225,7 @@ class Trials:
         if self._watch is None:
             yield []
             return
-        with GpuWatch(self._watch[0], self._watch[1].index) as watch:
+        with GpuWatch(*self._watch) as watch:
             yield watch.samples
 
 

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from glmserve.tools.doctor import abandon
 from glmserve.tools.doctor.finding import Finding, NotApplicableError, fail, ok, warn
 from glmserve.tools.doctor.patient import Patient
+from glmserve.tools.doctor.results import PageLoad
 from glmserve.tools.doctor.service import Kind, Service
-from glmserve.tools.doctor.trials import PageLoad
 
 MAX_MEAN_SECONDS = 1.5
 MAX_ERROR_SHARE = 0.05
@@ -169,7 +169,10 @@ async def _tries(patient: Patient) -> list[abandon.Abandoned]:
     trials, service = patient.tried, patient.service
     readings = await service.metrics(trials.http)
     if readings is not None and readings.total("num_requests_running") is not None:
-        return [await abandon.by_metrics(trials, stream) for stream in (True, False)]
+        streamed = await abandon.by_metrics(trials, stream=True)
+        if streamed.noticed_seconds is None:  # its ghost would disturb a second try
+            return [streamed]
+        return [streamed, await abandon.by_metrics(trials, stream=False)]
     if service.kind is Kind.UNKNOWN:
         raise NotApplicableError("nothing is known of its protocol")
     return [await abandon.by_latency(trials)]

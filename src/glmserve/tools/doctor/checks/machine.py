@@ -11,10 +11,11 @@ MIN_TORCH = (2, 11)
 
 async def driver(patient: Patient) -> Finding:
     """Whether the installed torch was built for a CUDA that this driver runs.  torch is not imported."""
-    build = patient.machine.torch_build()
-    gpu = patient.need_gpu()
+    patient.need_here()
+    build, gpu = patient.machine.torch_build(), patient.need_gpu()
     if build is None:
         raise NotApplicableError("no torch is installed beside glmserve")
+    assert gpu.driver_cuda is not None
     able = ".".join(map(str, gpu.driver_cuda))
     wants = ".".join(map(str, build.cuda or ()))
     evidence = {"driver": gpu.driver, "driver_cuda": able, "torch": build.version, "torch_cuda": wants or None}
@@ -49,4 +50,4 @@ async def limits(patient: Patient) -> Finding:
         return fail(f"{whose} has {files.in_use} of {files.soft} files open: soon it refuses connections", *mend, **evidence)
     if files.soft < FEW_FILES:
         return warn(f"{whose} may open {files.soft} files and sockets, {FEW_FILES} are the least for many clients", *mend, **evidence)
-    return ok(f"{whose} may open {files.soft}", **evidence)
+    return ok(f"{whose} may open {files.soft} files and sockets", **evidence)

@@ -49,7 +49,7 @@ async def weights(patient: Patient) -> Finding:
     if not files.found:
         return fail("no weights: neither model*.safetensors nor pytorch_model*.bin", FETCH, **evidence)
     size = sum(path.stat().st_size for path in files.found)
-    return ok(f"{len(files.found)} of {len(files.found)}, {size / 2**30:.2f} GiB", **evidence, bytes=size)
+    return ok(f"{len(files.found)} of {len(files.found)}, {_size(size)}", **evidence, bytes=size)
 
 
 async def whole_files(patient: Patient) -> Finding:
@@ -128,7 +128,7 @@ async def memory(patient: Patient) -> Finding:
     needs = patient.files.needs(on_gpu)
     left = free - needs.weights - (WORKSPACE if on_gpu else 0)
     evidence = {"weights_bytes": needs.weights, "one_context_bytes": needs.one_context, "free_bytes": free}
-    figures = f"weights {_gib(needs.weights)}, one full context {_gib(needs.one_context)}, free on {where} {_gib(free)}"
+    figures = f"weights {_size(needs.weights)}, one full context {_size(needs.one_context)}, free on {where} {_size(free)}"
     if left < 0:
         smaller = "free memory there (`nvidia-smi` shows whose it is)" if on_gpu else "stop other programs"
         return fail(
@@ -149,7 +149,7 @@ async def memory(patient: Patient) -> Finding:
 
 def _free_memory(patient: Patient) -> tuple[str, int]:
     if patient.gpu is not None and patient.reader is not None:
-        used = patient.reader.sample(patient.gpu.index).memory_used
+        used = patient.reader.sample(patient.gpu).memory_used
         return f"GPU {patient.gpu.index}", _usable(patient.gpu) - used
     free = patient.machine.available_memory()
     if free is None:
@@ -170,15 +170,15 @@ async def disk(patient: Patient) -> Finding:
     evidence = {"free_bytes": free, "still_to_download_bytes": to_come, "free_temporary_bytes": free_for_caches}
     if to_come > free:
         return fail(
-            f"{_gib(to_come)} of weights are still to come and {_gib(free)} are free in {patient.files.path}",
+            f"{_size(to_come)} of weights are still to come and {_size(free)} are free in {patient.files.path}",
             "Free some space, or download to another disk.",
             **evidence,
         )
     if min(free, free_for_caches) < MIN_FREE_DISK:
         where = patient.files.path if free < MIN_FREE_DISK else tempfile.gettempdir()
-        return warn(f"only {_gib(min(free, free_for_caches))} are free in {where}", "Logs and compiled kernels need some.", **evidence)
-    return ok(f"{_gib(free)} free", **evidence)
+        return warn(f"only {_size(min(free, free_for_caches))} are free in {where}", "Logs and compiled kernels need some.", **evidence)
+    return ok(f"{_size(free)} free", **evidence)
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,241 @@
+"""Each seeded fault of a running server is found, by its own check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from glmserve.protocol.errors import EngineUnavailableError, SettingsError
+from glmserve.tools.doctor.finding import Verdict
+from tests.tools.doctor.conftest import finding, look
+from tests.tools.doctor.fake_gpu import GIB, FakeGpu
+from tests.tools.doctor.faulty_server import FaultyServer
+
+Start = Callable[..., FaultyServer]
+
+
+def test_a_serial_server(start: Start) -> None:
+    found = finding(start(one_at_a_time=True).url, "pulses", reader=FakeGpu(utilization=0.19))
+    assert found.verdict is Verdict.FAIL
+    assert "one request at a time" in found.summary
+    assert "GPU: mean 19%" in found.summary
+    assert found.evidence["ratio"] > 3.5
+    assert any("--batching continuous" in step for step in found.mend)
+
+
+def test_a_long_answer_that_blocks_short_ones(start: Start) -> None:
+    found = finding(start(one_at_a_time=True).url, "head_of_line")
+    assert found.verdict is Verdict.FAIL
+    assert found.evidence["short_beside_seconds"][0] > found.evidence["short_alone_seconds"]
+
+
+def test_an_event_loop_that_is_blocked_while_it_writes(start: Start) -> None:
+    found = finding(start(one_at_a_time=True, blocks_pages=True, is_chatglm=True).url, "responsive")
+    assert found.verdict is Verdict.FAIL
+    assert "event loop" in found.mend[0]
+
+
+@pytest.mark.parametrize(("faults", "words"), [({"page_seconds": 1.7}, "mean 1"), ({"page_status": 500}, "100% failed (HTTP 500)")])
+def test_a_web_layer_that_is_the_ceiling(start: Start, faults: dict[str, Any], words: str) -> None:
+    server = start(is_chatglm=True)
+    examined = _after_recognition(server, faults, "web_layer")
+    assert examined.verdict is Verdict.FAIL
+    assert "web layer is the ceiling" in examined.summary
+    assert words in examined.summary
+
+
+def _after_recognition(server: FaultyServer, faults: dict[str, Any], check: str) -> Any:
+    """The fault begins when the doctor knows whom it talks to: a page of a dead server is no /v1/models."""
+
+    class Later(FakeGpu):
+        def gpus(self) -> Any:
+            vars(server).update(faults)
+            return super().gpus()
+
+    return finding(server.url, check, reader=Later())
+
+
+def test_slow_messages_on_a_quick_web_layer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmserve.tools.doctor.checks.http.MAX_MEAN_SECONDS", 0.3)
+    found = finding(start(one_at_a_time=True, token_seconds=0.1).url, "web_layer")
+    assert found.verdict is Verdict.WARN
+    assert "pages are quick" in found.summary
+
+
+def test_a_server_that_stops_for_streams_only(start: Start) -> None:
+    server = start(notices_leaving_whole=False)
+    found = finding(server.url, "cancel")
+    assert found.verdict is Verdict.FAIL
+    assert "not streamed" in found.summary
+
+
+def test_connections_that_are_not_kept(start: Start) -> None:
+    found = finding(start(keeps_connections=False).url, "keep_alive")
+    assert (found.verdict, found.evidence["answered"]) == (Verdict.FAIL, 1)
+
+
+def test_a_server_that_does_not_stream(start: Start) -> None:
+    found = finding(start(streams=False).url, "streaming")
+    assert found.verdict is Verdict.FAIL
+    assert "answered whole" in found.summary
+
+
+def test_a_proxy_that_holds_the_stream_back(start: Start) -> None:
+    found = finding(start(holds_stream_back=True).url, "streaming")
+    assert found.verdict is Verdict.FAIL
+    assert "proxy_buffering off" in found.mend[0]
+
+
+def test_a_protocol_without_streams(start: Start) -> None:
+    found = finding(start(is_chatglm=True).url, "streaming")
+    assert found.verdict is Verdict.FAIL
+    assert "/chat/stream" in found.mend[0]
+
+
+def test_a_server_that_writes_on_for_clients_that_left(start: Start) -> None:
+    found = finding(start(notices_leaving=False).url, "cancel")
+    assert found.verdict is Verdict.FAIL
+    assert "num_requests_running" in found.summary
+
+
+def test_the_same_without_metrics_shows_in_the_next_messages_wait(start: Start) -> None:
+    found = finding(start(is_chatglm=True, one_at_a_time=True, notices_leaving=False).url, "cancel")
+    assert found.verdict is Verdict.FAIL
+    assert "wait of the next message" in found.summary
+
+
+def test_a_serial_server_that_stops_when_a_client_leaves(start: Start) -> None:
+    assert finding(start(is_chatglm=True, one_at_a_time=True).url, "cancel").verdict is Verdict.OK
+
+
+def test_nothing_shows_whether_a_batching_server_without_metrics_stops(start: Start) -> None:
+    found = finding(start(has_metrics=False, notices_leaving=False).url, "cancel")
+    assert found.verdict is Verdict.SKIPPED
+    assert "num_requests_running" in found.summary
+
+
+def test_a_server_that_is_dead_is_told_and_not_measured(start: Start) -> None:
+    examined = look(start(refuses=503).url)
+    by_name = {check.name: found for check, found in examined.findings}
+    assert by_name["answers"].verdict is Verdict.FAIL
+    assert "HTTP 503: the engine is dead" in by_name["answers"].summary
+    assert by_name["pulses"].summary == "it answers no message (see the check `answers`)"
+    assert by_name["keep_alive"].verdict is Verdict.OK
+    assert not examined.is_healthy
+
+
+def test_a_model_without_chat_format_is_asked_for_completions(start: Start) -> None:
+    server = start(refuses_chat=True)
+    assert finding(server.url, "answers").verdict is Verdict.OK
+    assert [list(body)[-1] for body in server.bodies] == ["messages", "prompt"]
+
+
+HOST_BOUND = """glmserve:gpu_time_seconds_total{activity="decode"} %f
+glmserve:gpu_time_seconds_total{activity="idle_scheduling"} %f
+glmserve:gpu_time_seconds_total{activity="idle_no_work"} 1000"""
+
+
+class CountingServer(FaultyServer):
+    """Every look at its metrics finds the device a little further."""
+
+    def metrics(self) -> str:
+        self.looks = getattr(self, "looks", 0) + 1
+        self.more_metrics = HOST_BOUND % (self.looks, self.looks * 3.0)
+        return super().metrics()
+
+
+def test_an_engine_that_waits_for_its_host(start: Start) -> None:
+    server = start()
+    server.__class__ = CountingServer
+    found = finding(server.url, "host_bound")
+    assert found.verdict is Verdict.FAIL
+    assert "75%" in found.summary
+    assert "scheduling" in found.summary
+
+
+def test_a_gpu_that_idles_while_messages_never_end(start: Start) -> None:
+    server = start(is_chatglm=True)
+    assert finding(server.url, "host_bound", reader=FakeGpu(utilization=0.37)).verdict is Verdict.FAIL
+    assert finding(server.url, "host_bound", reader=FakeGpu(utilization=0.6)).verdict is Verdict.WARN
+    assert finding(server.url, "host_bound", reader=FakeGpu()).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"utilization": 0.12, "memory_used": 15 * GIB}, "memory full, compute idle"),
+        ({"utilization": 0.3, "pcie_received": 11e9}, "11.0 GB/s over PCIe"),
+        ({"utilization": 0.0, "memory_used": GIB // 2}, "not on the GPU"),
+    ],
+)
+def test_layers_that_are_not_on_the_gpu(start: Start, changes: dict[str, Any], words: str) -> None:
+    found = finding(start(is_chatglm=True).url, "offload", reader=FakeGpu(**changes))
+    assert found.verdict is Verdict.FAIL
+    assert words in found.summary
+    assert "device_map" in found.mend[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "verdict", "words"),
+    [
+        ({"throttle": frozenset({"sw_thermal"})}, "throttling", Verdict.FAIL, "sw_thermal in 100% of the samples, 61 °C"),
+        ({"throttle": frozenset({"sw_power_cap"}), "sm_clock": 900}, "throttling", Verdict.WARN, "900 of 1710 MHz"),
+        ({"throttle": frozenset({"sw_power_cap"}), "sm_clock": 1650}, "throttling", Verdict.OK, "1650 MHz"),
+        ({"pcie_width": 4}, "pcie", Verdict.WARN, "PCIe x4, the card could x16"),
+        ({"pcie_generation": 1}, "pcie", Verdict.WARN, "generation 1, the card could 4"),
+    ],
+)
+def test_a_gpu_that_is_held_back(start: Start, changes: dict[str, Any], check: str, verdict: Verdict, words: str) -> None:
+    found = finding(start().url, check, reader=FakeGpu(**changes))
+    assert found.verdict is verdict
+    assert words in found.summary
+
+
+def test_slow_steps_are_seen_beside_the_speed_of_the_memory(start: Start) -> None:
+    gpu = FakeGpu()
+    gpu.gpu = replace(gpu.gpu, peak_bytes_per_second=20e12)  # 15 GB at 50 tokens/s are a twentieth of it
+    found = finding(start(is_chatglm=True).url, "decode_speed", reader=gpu)
+    assert found.verdict is Verdict.WARN
+    assert "slow steps" in found.summary
+    gpu.gpu = replace(gpu.gpu, peak_bytes_per_second=600e9)
+    assert finding(start(is_chatglm=True).url, "decode_speed", reader=gpu).verdict is Verdict.OK
+
+
+def test_what_the_server_counts_itself_goes_before_an_estimate(start: Start) -> None:
+    server = start(more_metrics="glmserve:device_peak_bytes_per_second 1e12\nglmserve:estimated_read_bytes_per_gpu_total 5")
+    assert finding(server.url, "decode_speed").summary == "no NVIDIA GPU on this machine"  # nothing was read meanwhile
+
+
+def test_float32_on_a_gpu(start: Start) -> None:
+    server = start(more_metrics='glmserve:cache_config_info{dtype="float32"} 1')
+    assert finding(server.url, "served_dtype", reader=FakeGpu()).verdict is Verdict.FAIL
+    assert finding(server.url, "served_dtype").verdict is Verdict.OK
+
+
+def test_a_server_elsewhere_reports_its_gpu_itself(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmserve.tools.doctor.machine.Machine.has_address", lambda self, host: False)
+    reported = """glmserve:nvml_memory_total_bytes{gpu="GPU-9"} 16e9
+glmserve:nvml_memory_used_bytes{gpu="GPU-9"} 15e9
+glmserve:nvml_utilization_perc{gpu="GPU-9"} 0.1
+glmserve:nvml_throttle{gpu="GPU-9",reason="hw_thermal"} 1
+glmserve:nvml_throttle{gpu="GPU-9",reason="sw_power_cap"} 0"""
+    by_name = {check.name: found for check, found in look(start(more_metrics=reported).url, "offload,throttling,driver,limits").findings}
+    assert by_name["offload"].verdict is Verdict.FAIL
+    assert "hw_thermal" in by_name["throttling"].summary
+    assert "sw_power_cap" not in by_name["throttling"].summary
+    assert by_name["driver"].summary == by_name["limits"].summary == "the server is on another machine; run the doctor there"
+
+
+def test_a_key_that_is_missing_and_one_that_fits(start: Start) -> None:
+    server = start(key="k")
+    with pytest.raises(SettingsError, match="--api-key"):
+        look(server.url, "answers")
+    assert finding(server.url, "answers", api_key="k").verdict is Verdict.OK
+
+
+def test_nothing_answers() -> None:
+    with pytest.raises(EngineUnavailableError, match="nothing answers at"):
+        look("http://127.0.0.1:9")
