@@ -13,8 +13,9 @@ import { startTheme } from "./page/theme.js";
 import { toast } from "./page/toast.js";
 
 let about = null; // /web/page.json
+let learning = null; // until it has been read
 const archive = await openArchive();
-const chat = new ChatView(archive, sampling, askForKey);
+const chat = new ChatView(archive, { sampling, askForKey, currentModel });
 const dashboard = new DashboardView(askForKey);
 
 onLanguage(() => translate(document.body));
@@ -33,7 +34,8 @@ addEventListener("keydown", (event) => {
 await chat.load();
 showView();
 chat.composer.focus();
-await learnAbout();
+learning = learnAbout();
+await learning;
 if (!archive.lasting) toast(say("not_lasting"));
 document.documentElement.dataset.ready = "true"; // for those who measure the start
 
@@ -45,6 +47,11 @@ function showView() {
   markCurrent(document.getElementById("dashboard-tab"), isDashboard);
   dashboard.setShown(isDashboard);
   if (!isDashboard) chat.show(id ?? null);
+}
+
+async function currentModel() {
+  await learning;
+  return about?.model;
 }
 
 function markCurrent(tab, current) {
@@ -69,7 +76,7 @@ function onConnection(before) {
   showConnection();
   if (connection.state !== "ok" || before === "ok") return;
   toast(say("server_back"));
-  learnAbout(); // it may serve another model now
+  learning = learnAbout(); // it may serve another model now
 }
 
 function showConnection() {

@@ -11,7 +11,7 @@ export class Answering extends EventTarget {
   #abort = new AbortController();
   #began = 0;
 
-  /** `request` gives {model, messages, parameters}; `askForKey` resolves to true once the user gave one. */
+  /** `request` resolves to {model, messages, parameters}; `askForKey` resolves to true once the user gave one. */
   constructor(answer, request, askForKey) {
     super();
     this.answer = answer;
@@ -39,7 +39,7 @@ export class Answering extends EventTarget {
     for (;;) {
       try {
         this.#began = performance.now();
-        const end = await streamChat({ ...this.request(), signal: this.#abort.signal, onText: (text) => this.#take(text) });
+        const end = await streamChat({ ...(await this.request()), signal: this.#abort.signal, onText: (text) => this.#take(text) });
         this.#finish(end);
         return;
       } catch (error) {
@@ -55,7 +55,7 @@ export class Answering extends EventTarget {
   async #waitForServer(error) {
     this.dispatchEvent(new CustomEvent("state"));
     await connection.back(this.#abort.signal);
-    if (error.retryAfter) await this.#pause(error.retryAfter); // ready, but full
+    if (error.retryAfter && error.code !== "engine_unavailable") await this.#pause(error.retryAfter); // ready, but full
   }
 
   #pause(seconds) {
@@ -66,13 +66,13 @@ export class Answering extends EventTarget {
   }
 
   #take(text) {
-    if (!this.answer.text) {
-      this.answer.firstSeconds = this.#seconds();
-      this.answer.state = "streaming";
-      this.dispatchEvent(new CustomEvent("state"));
-    }
+    const first = !this.answer.text;
     this.answer.text += text;
     this.dispatchEvent(new CustomEvent("text", { detail: text }));
+    if (!first) return;
+    this.answer.firstSeconds = this.#seconds();
+    this.answer.state = "streaming";
+    this.dispatchEvent(new CustomEvent("state"));
   }
 
   #finish({ finishReason, usage }) {

@@ -19,20 +19,28 @@ export class ChatView {
   #welcome = document.getElementById("welcome");
   #toEnd = document.getElementById("to-the-end");
   #list = document.getElementById("conversation-list");
+  #tab = document.getElementById("chat-tab");
   #running = new Map(); // conversation id -> Answering
   #streaming = null; // StreamingAnswer of the conversation that is shown
-  #atEnd = true;
+  #atEnd = true; // the newest is followed
+  #scrollTop = 0;
   #conversations = [];
   #current = newConversation();
   #about = null;
 
-  /** `sampling` gives {system, parameters}; `askForKey` resolves to true once the user gave an API key. */
-  constructor(archive, sampling, askForKey) {
+  /**
+   * `sampling` gives {system, parameters}; `askForKey` resolves to true once the user gave an API key; `currentModel` to the
+   * name of the model that the server serves now.
+   */
+  constructor(archive, { sampling, askForKey, currentModel }) {
     this.archive = archive;
     this.sampling = sampling;
     this.askForKey = askForKey;
+    this.currentModel = currentModel;
     this.composer = new Composer((text) => this.#ask(text), () => this.stop());
     this.#scroll.addEventListener("scroll", () => this.#onScroll(), { passive: true });
+    // a message's true height is known only once it comes into view: the end moves, and is followed
+    new ResizeObserver(() => this.#atEnd && this.#scrollToEnd(true)).observe(this.#messages);
     this.#toEnd.addEventListener("click", () => this.#scrollToEnd(true));
     document.getElementById("new-chat").addEventListener("click", () => this.#openNew());
     addEventListener("pagehide", () => this.#keepAll());
@@ -72,8 +80,8 @@ export class ChatView {
   }
 
   #openNew() {
-    history.replaceState(null, "", "#/chat");
     this.show(null);
+    location.hash = "#/chat";
     this.composer.focus();
   }
 
@@ -81,7 +89,7 @@ export class ChatView {
     const conversation = this.#current;
     const answer = addQuestion(conversation, text);
     if (!this.#conversations.includes(conversation)) this.#conversations.unshift(conversation);
-    history.replaceState(null, "", `#/chat/${conversation.id}`);
+    history.replaceState(null, "", hashOf(conversation));
     this.#answer(conversation, answer);
   }
 
@@ -104,9 +112,9 @@ export class ChatView {
   async #answer(conversation, answer) {
     this.#conversations.sort((a, b) => b.changedAt - a.changedAt);
     const index = conversation.messages.indexOf(answer);
-    const request = () => {
+    const request = async () => {
       const { system, parameters } = this.sampling();
-      return { model: this.#about?.model, messages: promptBefore(conversation, index, system), parameters };
+      return { model: await this.currentModel(), messages: promptBefore(conversation, index, system), parameters };
     };
     const answering = new Answering(answer, request, this.askForKey);
     this.#running.set(conversation.id, answering);
@@ -129,6 +137,7 @@ export class ChatView {
       if (conversation === this.#current) this.#streaming?.markdown.append(detail);
     });
     answering.addEventListener("state", () => {
+      this.#keep(conversation);
       if (conversation === this.#current) this.#showWaiting();
     });
   }
@@ -190,6 +199,7 @@ export class ChatView {
   }
 
   #showList() {
+    this.#tab.href = hashOf(this.#current); // back from the dashboard to where one was
     showConversations(this.#list, this.#conversations, this.#current.id, {
       isAnswering: (conversation) => this.#running.has(conversation.id),
       onDelete: (conversation) => this.#delete(conversation),
@@ -225,12 +235,19 @@ export class ChatView {
 
   #onScroll() {
     const { scrollTop, scrollHeight, clientHeight } = this.#scroll;
-    this.#atEnd = scrollHeight - scrollTop - clientHeight < AT_END_PX;
+    if (scrollHeight - scrollTop - clientHeight < AT_END_PX) this.#atEnd = true;
+    else if (scrollTop < this.#scrollTop) this.#atEnd = false; // only a user goes up
+    this.#scrollTop = scrollTop;
     this.#toEnd.hidden = this.#atEnd;
   }
 
   #scrollToEnd(wanted) {
+    this.#atEnd = wanted;
     if (wanted) this.#scroll.scrollTop = this.#scroll.scrollHeight;
     else this.#toEnd.hidden = false;
   }
+}
+
+function hashOf(conversation) {
+  return conversation.messages.length ? `#/chat/${conversation.id}` : "#/chat";
 }

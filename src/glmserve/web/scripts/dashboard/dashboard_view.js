@@ -21,8 +21,8 @@ export class DashboardView {
   #root = document.getElementById("dashboard-view");
   #history = new History();
   #timer = null;
-  #readAt = 0;
-  #slowAt = 0;
+  #readAt = -Infinity;
+  #slowAt = -Infinity;
   #reading = false;
 
   /** `askForKey` resolves to true once the user gave an API key. */
@@ -37,7 +37,7 @@ export class DashboardView {
   setShown(shown) {
     this.#root.hidden = !shown;
     if (shown) {
-      this.#readAt = 0;
+      this.#readAt = -Infinity;
       this.#tick();
       this.#draw();
     }
@@ -79,16 +79,18 @@ export class DashboardView {
     this.charts = [
       chartOf("speed_chart", count, { output: "outputRate", prompt: "promptRate" }),
       chartOf("load_chart", count, { running: "running", waiting: "waiting" }),
-      chartOf("latency_chart", duration, { first_token_short: "firstToken", between_tokens_short: (point) => point.interToken && point.interToken * 10 }),
+      chartOf("first_token", duration, { median: "firstTokenMedian", p99_name: "firstTokenP99" }),
+      chartOf("between_tokens", duration, { median: "interTokenMedian", p99_name: "interTokenP99" }),
       chartOf("utilization_chart", percent, { memory_bandwidth_short: "mbu", arithmetic_short: "mfu" }),
+      chartOf("kv_cache", percent, { in_use: "kv" }),
     ];
     this.gpus = element("div", { class: "gpus" });
-    this.service = element("dl", { class: "facts" });
+    this.service = element("dl", { class: "facts in-a-row" });
     this.slow = new SlowRequests(this.askForKey);
-    this.#slowAt = 0;
+    this.#slowAt = -Infinity;
     const timeHead = element("div", { class: "card-head" }, element("h2", { text: say("device_time") }));
     const timeCard = element("section", { class: "card wide" }, timeHead, element("p", { class: "card-note", text: say("device_time_note") }), this.time.node, this.legend);
-    const serviceCard = element("section", { class: "card" }, element("h2", { text: say("service") }), this.service);
+    const serviceCard = element("section", { class: "card wide" }, element("h2", { text: say("service") }), this.service);
     this.#root.replaceChildren(
       element("div", { class: "board" }, element("div", { class: "figures-row" }, ...Object.values(this.figures).map(({ node }) => node)), timeCard,
         ...this.charts.map(({ node }) => node), this.slow.node, this.gpus, serviceCard),
@@ -140,8 +142,8 @@ export class DashboardView {
     const byReason = reasons.map(([reason, number]) => `${reason} ${count(number)}`).join(", ");
     const facts = [
       ["requests_done", "done", total, byReason ? `${count(total)} (${byReason})` : count(total)],
-      ["output", "output_tokens", last.outputTokens, count(last.outputTokens)],
-      ["prompt", "prompt_tokens", last.promptTokens, count(last.promptTokens)],
+      ["output_total", "output_tokens", last.outputTokens, count(last.outputTokens)],
+      ["prompt_total", "prompt_tokens", last.promptTokens, count(last.promptTokens)],
       ["requests_rejected", "rejected", last.rejected, count(last.rejected)],
       ["engine_restarts", "restarts", last.restarts, count(last.restarts)],
     ];
@@ -153,13 +155,13 @@ function activitySeries(name) {
   return { name, title: say(name), value: (point) => point.shares?.[name] ?? null };
 }
 
-/** A card with lines: {words: field of a point, or what reads it}. */
+/** A card with one or two lines: {words: field of a point}. */
 function chartOf(title, format, lines) {
   const names = ["first", "second"];
   const series = Object.entries(lines).map(([words, field], index) => ({
     name: names[index],
     title: say(words),
-    value: typeof field === "string" ? (point) => point[field] : field,
+    value: (point) => point[field],
   }));
   const chart = new TimeChart({ series, format, seconds: WINDOW });
   chart.describe(say(title));
@@ -184,5 +186,5 @@ function gpuCard(gpu) {
 }
 
 function fact(title, text, marks = {}) {
-  return [element("dt", { text: title }), element("dd", { text, ...marks })];
+  return [element("div", {}, element("dt", { text: title }), element("dd", { text, ...marks }))];
 }

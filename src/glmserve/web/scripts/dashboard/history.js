@@ -9,7 +9,7 @@ const WINDOW_SECONDS = 60; // of quantiles
 const NOW_SECONDS = 5; // of rates shown as a number, so that it can be read
 
 export class History {
-  /** Points to draw: {time, running, waiting, outputRate, promptRate, mbu, mfu, shares, firstToken, interToken}. */
+  /** Points to draw: {time, running, waiting, outputRate, promptRate, mbu, mfu, kv, shares, firstTokenMedian, firstTokenP99, ...}. */
   points = [];
   #readings = [];
 
@@ -70,12 +70,19 @@ function pointOf(before, now) {
     waiting: now.waiting,
     mbu: now.mbu,
     mfu: now.mfu,
+    kv: now.kv,
     outputRate: rateOf("outputTokens", before, now),
     promptRate: rateOf("promptTokens", before, now),
     shares: before && sharesOf(before, now),
-    firstToken: before && quantile(0.5, now.firstToken, before.firstToken),
-    interToken: before && quantile(0.5, now.interToken, before.interToken),
+    ...spreadOf("firstToken", before, now),
+    ...spreadOf("interToken", before, now),
   };
+}
+
+/** {nameMedian, nameP99} of what was counted between two readings. */
+function spreadOf(name, before, now) {
+  const at = (share) => before && quantile(share, now[name], before[name]);
+  return { [`${name}Median`]: at(0.5), [`${name}P99`]: at(0.99) };
 }
 
 function rateOf(name, before, now) {

@@ -18,7 +18,7 @@ export class SlowRequests {
   constructor(askForKey) {
     this.askForKey = askForKey;
     const choice = element("select", { "aria-label": say("slow_over"), on: { change: (event) => this.#choose(Number(event.target.value)) } });
-    for (const limit of LIMITS) choice.append(element("option", { value: limit, text: duration(limit), selected: limit === this.#over }));
+    for (const limit of LIMITS) choice.append(element("option", { value: limit, text: `${limit} s`, selected: limit === this.#over }));
     const head = element("div", { class: "card-head" }, element("h2", { text: say("slow_requests") }), element("label", { class: "inline" }, say("slow_over"), choice));
     this.node = element("section", { class: "card wide" }, head, this.#body);
   }

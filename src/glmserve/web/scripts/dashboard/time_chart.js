@@ -102,7 +102,9 @@ export class TimeChart {
     const box = this.#canvas.getBoundingClientRect();
     const along = (event.clientX - box.left - MARGIN.left) / (box.width - MARGIN.left - MARGIN.right);
     const time = from + along * (to - from);
-    const point = this.#points.reduce((best, one) => (Math.abs(one.time - time) < Math.abs(best.time - time) ? one : best));
+    const known = this.#points.filter((one) => this.series.some(({ value }) => (value(one) ?? null) !== null));
+    if (!known.length) return;
+    const point = known.reduce((best, one) => (Math.abs(one.time - time) < Math.abs(best.time - time) ? one : best));
     const rows = this.series
       .map(({ name, title, value }) => ({ name, title, at: value(point) }))
       .filter(({ at }) => at !== null && at !== undefined && (!this.stacked || at > 0.0005))

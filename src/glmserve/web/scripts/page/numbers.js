@@ -12,6 +12,7 @@ export function percent(share) {
 /** Seconds -> "12 ms", "1.24 s", "2 min". */
 export function duration(seconds) {
   if (seconds === null) return UNKNOWN;
+  if (seconds === 0) return "0 s";
   if (seconds < 0.0095) return `${(seconds * 1000).toFixed(1)} ms`;
   if (seconds < 0.9995) return `${(seconds * 1000).toFixed(0)} ms`;
   if (seconds < 99.95) return `${seconds.toFixed(seconds < 9.995 ? 2 : 1)} s`;
