@@ -1,8 +1,7 @@
-"""Servers to examine, and an examination as short as a test wants it."""
+"""Servers to examine, and a machine to examine them on."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,47 +9,8 @@ from typing import Any
 
 import pytest
 
-from glmserve.tools.doctor.examine import Examination, examine
-from glmserve.tools.doctor.finding import Finding
-from glmserve.tools.doctor.gpu import Gpu, GpuReader, GpuSample
 from glmserve.tools.doctor.machine import Machine
-from glmserve.tools.doctor.settings import DoctorConfig
-from glmserve.tools.doctor.trials import Sizes
 from tests.tools.doctor.faulty_server import FaultyServer, ForgetfulHandler
-
-SMALL = Sizes(
-    short_tokens=10, short_seconds=60, long_factor=6, pause=0, num_pages=10, num_one_token=10, busy_seconds=0.3, hang_up_seconds=1.0
-)
-
-
-class NoGpu:
-    """A machine without a GPU, also where the tests run on one that has one."""
-
-    def gpus(self) -> list[Gpu]:
-        return []
-
-    def sample(self, gpu: Gpu) -> GpuSample:
-        raise AssertionError("there is none")
-
-
-def look(
-    target: str,
-    checks: str | None = None,
-    *,
-    reader: GpuReader | None = None,
-    machine: Machine | None = None,
-    sizes: Sizes = SMALL,
-    **settings: Any,
-) -> Examination:
-    """An examination of `target`."""
-    config = DoctorConfig(checks=checks, **settings)
-    return asyncio.run(examine(target, config, lambda words: None, machine=machine, reader=reader or NoGpu(), sizes=sizes))
-
-
-def finding(target: str, check: str, **how: Any) -> Finding:
-    """What one check says of `target`."""
-    ((_, found),) = look(target, check, **how).findings
-    return found
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from glmserve.protocol.errors import ModelLoadError, SettingsError
 from glmserve.tools.doctor.finding import Verdict
 from glmserve.tools.doctor.machine import Machine
-from tests.tools.doctor.conftest import finding, look
+from tests.tools.doctor.examining import finding, look
 from tests.tools.doctor.fake_gpu import GIB, FakeGpu
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "tokenizer"

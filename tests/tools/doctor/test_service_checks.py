@@ -10,7 +10,7 @@ import pytest
 
 from glmserve.protocol.errors import EngineUnavailableError, SettingsError
 from glmserve.tools.doctor.finding import Verdict
-from tests.tools.doctor.conftest import finding, look
+from tests.tools.doctor.examining import finding, look
 from tests.tools.doctor.fake_gpu import GIB, FakeGpu
 from tests.tools.doctor.faulty_server import FaultyServer
 
@@ -239,3 +239,10 @@ def test_a_key_that_is_missing_and_one_that_fits(start: Start) -> None:
 def test_nothing_answers() -> None:
     with pytest.raises(EngineUnavailableError, match="nothing answers at"):
         look("http://127.0.0.1:9")
+
+
+def test_an_http_server_of_another_kind_is_examined_as_far_as_it_goes(start: Start) -> None:
+    by_name = {check.name: found for check, found in look(start(page_status=404, has_metrics=False).url).findings}
+    assert "neither OpenAI's protocol" in by_name["answers"].summary
+    assert by_name["streaming"].verdict is by_name["cancel"].verdict is Verdict.SKIPPED
+    assert by_name["keep_alive"].verdict is by_name["web_layer"].verdict is Verdict.OK

@@ -64,21 +64,27 @@ class Speaker:
 
 
 class NoDialect:
-    """In place of a dialect, for a server whose protocol is unknown."""
+    """In place of a dialect, for a server that cannot be spoken to."""
 
     can_stream = False
 
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
     async def exchange(self, reply: Reply, text: str, num_tokens: int, stream: bool) -> None:
         """Raises NotApplicableError."""
-        raise NotApplicableError("it speaks neither OpenAI's protocol, nor ChatGLM-6B's, nor Gradio's")
+        raise NotApplicableError(self._reason)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
 def speaker_for(service: Service, timeout: float) -> Speaker:
-    """One that speaks as the service wants.  Raises NotApplicableError for a Gradio demo without a chat."""
-    return Speaker(_dialect(service), timeout)
+    """One that speaks as the service wants; where nobody can, what it is asked to say raises NotApplicableError with the reason."""
+    try:
+        return Speaker(_dialect(service), timeout)
+    except NotApplicableError as error:
+        return Speaker(NoDialect(str(error)), timeout)
 
 
 def _dialect(service: Service) -> Dialect:
@@ -86,7 +92,9 @@ def _dialect(service: Service) -> Dialect:
         return OpenAIDialect(service)
     if service.kind is Kind.CHATGLM:
         return ChatGLMDialect(service)
-    return GradioDialect(service) if service.kind is Kind.GRADIO else NoDialect()
+    if service.kind is Kind.GRADIO:
+        return GradioDialect(service)
+    raise NotApplicableError("it speaks neither OpenAI's protocol, nor ChatGLM-6B's, nor Gradio's")
 
 
 class OpenAIDialect:

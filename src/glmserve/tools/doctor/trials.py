@@ -88,7 +88,8 @@ class Trials:
         """The first message, which may be slow for reasons of its own, and may have failed."""
         return await self._once("first", "a first message", lambda: self.speaker.say(SHORT, WARM_TOKENS))
 
-    async def _need_answers(self) -> None:
+    async def need_answers(self) -> None:
+        """Raises NotApplicableError for a server that answers no message."""
         if (await self.first()).error:
             raise NotApplicableError("it answers no message (see the check `answers`)")
 
@@ -98,7 +99,7 @@ class Trials:
         return max(reply.seconds / WARM_TOKENS, 1e-5)
 
     async def _second(self) -> Reply:
-        await self._need_answers()
+        await self.need_answers()
         return _whole(await self.speaker.say(SHORT, WARM_TOKENS))
 
     async def short_tokens(self) -> int:
@@ -188,7 +189,7 @@ class Trials:
         return await self._once("one_token", words, self._one_token)
 
     async def _one_token(self) -> PageLoad:
-        await self._need_answers()
+        await self.need_answers()
         return await _load(self._say_one_token, self.sizes.num_one_token, self.sizes.concurrency)
 
     async def _say_one_token(self) -> str:

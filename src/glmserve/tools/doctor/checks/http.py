@@ -13,7 +13,7 @@ from glmserve.tools.doctor import abandon
 from glmserve.tools.doctor.finding import Finding, NotApplicableError, fail, ok, warn
 from glmserve.tools.doctor.patient import Patient
 from glmserve.tools.doctor.results import PageLoad
-from glmserve.tools.doctor.service import Kind, Service
+from glmserve.tools.doctor.service import Service
 
 MAX_MEAN_SECONDS = 1.5
 MAX_ERROR_SHARE = 0.05
@@ -128,6 +128,7 @@ async def _read_answer(reader: asyncio.StreamReader) -> bool:
 
 async def streaming(patient: Patient) -> Finding:
     """A long answer arrives while it is written, not at its end."""
+    await patient.tried.need_answers()
     if not patient.tried.speaker.can_stream:
         return fail(
             "answers come whole: this protocol has no stream, so people look at an empty page until the last word",
@@ -166,13 +167,11 @@ async def cancel(patient: Patient) -> Finding:
 
 
 async def _tries(patient: Patient) -> list[abandon.Abandoned]:
-    trials, service = patient.tried, patient.service
-    readings = await service.metrics(trials.http)
+    trials = patient.tried
+    readings = await patient.service.metrics(trials.http)
     if readings is not None and readings.total("num_requests_running") is not None:
         streamed = await abandon.by_metrics(trials, stream=True)
         if streamed.noticed_seconds is None:  # its ghost would disturb a second try
             return [streamed]
         return [streamed, await abandon.by_metrics(trials, stream=False)]
-    if service.kind is Kind.UNKNOWN:
-        raise NotApplicableError("nothing is known of its protocol")
     return [await abandon.by_latency(trials)]
