@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Annotated, Any
 
 import typer
 
 from glmserve.cli.options import with_flags_of
+from glmserve.cli.private_server import private_server
 from glmserve.config import EngineConfig
 from glmserve.protocol.errors import SettingsError
 from glmserve.tools.bench.settings import (
@@ -19,6 +24,7 @@ from glmserve.tools.bench.settings import (
     load_engine_bench_settings,
     load_serve_bench_settings,
 )
+from glmserve.tools.ladder.settings import LadderConfig, load_ladder_settings
 
 bench = typer.Typer(help="Measure how fast a server, or the engine without one, answers.", no_args_is_help=True)
 OFFLINE_MODULE = "glmserve.offline_bench"  # a process of its own, since this one never loads torch
@@ -74,6 +80,37 @@ def latency(**flags: Any) -> None:
     glmserve bench latency --model /models/chatglm-6b --batch-size 1
     """
     _run_offline("latency", flags, LatencyConfig)
+
+
+@bench.command()
+@with_flags_of(LadderConfig, EngineConfig, without=("model", "batching", "enforce_eager", "kernels"))
+def ladder(
+    model: Annotated[
+        str, typer.Argument(help="Model folder, or [bold]demo[/bold] for the small built-in model, the default.", show_default=False)
+    ] = "demo",
+    **flags: Any,
+) -> None:
+    """What each way to serve a model brings on this machine: the same load, rung by rung, with a figure after each.
+
+    Rung 0 answers one request at a time, 1 is an async API, 2 gathers windows of 50 ms, 3 batches continuously with paged K/V,
+    4 adds CUDA graphs and fused kernels, 5 adds fp8.
+    Each has a server of its own, started with the options given here and ended afterwards.
+
+    [bold]Examples[/bold]
+
+    glmserve bench ladder                              [dim]the built-in model, on a CPU too[/dim]
+
+    glmserve bench ladder /models/chatglm-6b --concurrency 32 --output-len 128 --price-per-hour 1.2 --output ladder.html --output ladder.md
+    """
+    config, server_flags = load_ladder_settings(model, flags)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server is ended too
+
+    def start_server(rung_flags: Sequence[str]) -> AbstractContextManager[str]:
+        return private_server(model, config.start_timeout, [*server_flags, *rung_flags], keyless=True)
+
+    from glmserve.tools.ladder.command import bench_ladder  # here, as above
+
+    bench_ladder(model, config, shlex.join(["glmserve", *sys.argv[1:]]), start_server)
 
 
 def _run_offline(what: str, flags: dict[str, Any], kind: type[ThroughputConfig] | type[LatencyConfig]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -19,16 +19,20 @@ from glmserve.protocol.errors import ModelLoadError
 
 
 @contextmanager
-def private_server(model: str, start_timeout: float) -> Iterator[str]:
+def private_server(model: str, start_timeout: float, flags: Sequence[str] = (), keyless: bool = False) -> Iterator[str]:
     """Start `glmserve serve MODEL` on a free local port, give its URL once it is ready, and end it.
 
-    Further settings come from GLMSERVE_* variables.  Raises ModelLoadError with the server's own last words.
+    Further settings are `flags` and GLMSERVE_* variables; `keyless` leaves out a key among these.
+    Raises ModelLoadError with the server's own last words.
     """
     port = _free_port()
     command = [sys.executable, "-m", "glmserve", "serve", model, "--host", "127.0.0.1", "--port", str(port), "--shutdown-timeout", "1"]
+    environ = {**os.environ, "GLMSERVE_API_KEY": ""} if keyless else None
     with tempfile.TemporaryFile() as log:
         # a session of its own, so that a Ctrl-C meant for the answer does not reach the server
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_ready(process, url, log, start_timeout)
