@@ -13,6 +13,9 @@ from glmserve.config import EngineConfig
 from glmserve.engine.core import EngineCore
 from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.runner.input_batch import prefill_inputs
+from glmserve.scheduler.batch import PrefillChunk
+from glmserve.scheduler.request import Request
 
 SMALL_MODELS = ("small", "wide", "small_untied", "realvocab")
 QUANTIZED_MODELS = ("quant_int8", "quant_int4", "quant_int4_qe")
@@ -82,3 +85,17 @@ def recorded_logits(case: GoldenCase) -> tuple[np.ndarray, np.ndarray]:
 def make_engine(folder: Path, **settings: object) -> EngineCore:
     """An engine on a recorded model."""
     return EngineCore(EngineConfig(model=str(folder), **settings))  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def all_logits(engine: EngineCore, prompt: list[int]) -> np.ndarray:
+    """Scores after every token, [len(prompt), vocab_size]: the context in one non-causal chunk, the rest in one causal chunk.  On a CPU."""
+    runner, message = engine.runner, EngineRequest("all", prompt, SamplingParams(), 0.0)
+    request = Request(message, engine.spec, engine.max_model_len, seed=0)
+    request.block_ids = list(range(1, 2 + len(prompt) // runner.pool.block_size))
+    border, rows = request.context_len, []
+    for start, stop, causal in ((0, border, False), (border, len(prompt), True)):
+        chunk = PrefillChunk(request, start, stop - start, causal)
+        inputs = prefill_inputs([chunk], runner.pool.block_size, runner.model.rotary, runner.axes, runner.device)
+        rows.append(runner.model.logits(runner.model(inputs.token_ids, inputs.metadata, runner.pool.caches)))
+    return torch.cat(rows).numpy()

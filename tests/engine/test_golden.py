@@ -14,20 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from glmserve.engine.core import EngineCore
 from glmserve.protocol.errors import ModelLoadError
 from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SamplingParams
-from glmserve.runner.input_batch import prefill_inputs
-from glmserve.scheduler.batch import PrefillChunk
 from glmserve.scheduler.request import Request
 from tests.engine.golden import (
     QUANTIZED_MODELS,
     SMALL_MODELS,
     GoldenCase,
     LogitRecorder,
+    all_logits,
     generate,
     make_engine,
     read_cases,
@@ -138,19 +136,6 @@ def test_every_row_of_a_context_and_of_what_follows(shared: Path, model: str) ->
     for case in cases:
         logits = all_logits(engine, case.prompt)
         assert np.abs(logits - case.data["logits_all"]).max() <= 3e-4, case.name
-
-
-@torch.inference_mode()
-def all_logits(engine: EngineCore, prompt: list[int]) -> np.ndarray:
-    runner, message = engine.runner, EngineRequest("all", prompt, SamplingParams(), 0.0)
-    request = Request(message, engine.spec, engine.max_model_len, seed=0)
-    request.block_ids = list(range(1, 2 + len(prompt) // runner.pool.block_size))
-    border, rows = request.context_len, []
-    for start, stop, causal in ((0, border, False), (border, len(prompt), True)):
-        chunk = PrefillChunk(request, start, stop - start, causal)
-        inputs = prefill_inputs([chunk], runner.pool.block_size, runner.model.rotary, runner.axes, runner.device)
-        rows.append(runner.model.logits(runner.model(inputs.token_ids, inputs.metadata, runner.pool.caches)))
-    return torch.cat(rows).numpy()
 
 
 @pytest.mark.parametrize("model", SMALL_MODELS)
