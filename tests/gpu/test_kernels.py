@@ -37,7 +37,9 @@ def test_rotary_store(dtype: torch.dtype, num_tokens: int, heads: int, kv_heads:
 @pytest.mark.parametrize("splits", [1, 3, None])
 @pytest.mark.parametrize("heads,dim,axes", [(32, 128, 2), (4, 16, 2), (2, 8, 2), (6, 64, 1)])
 @pytest.mark.parametrize("seq_lens", [[1], [1900], [1, 15, 0, 16, 17, 64, 65, 257, 1000]], ids=["one", "long", "mixed"])
-def test_full_heads_decode(dtype: torch.dtype, seq_lens: list[int], heads: int, dim: int, axes: int, splits: int | None, by_head: bool) -> None:
+def test_full_heads_decode(
+    dtype: torch.dtype, seq_lens: list[int], heads: int, dim: int, axes: int, splits: int | None, by_head: bool
+) -> None:
     cases.check_full_heads_decode(Device("cuda", dtype, seed=dim), seq_lens, heads, dim, axes, 16, by_head, splits)
 
 
@@ -88,3 +90,29 @@ def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
         cases.check_decode(on, [1, 17, 65, 257], 9, 3, 64, 16, by_head, splits, fp8)
     cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [False, True, True, True], 32, 32, 128, by_head, fp8)
+
+
+@pytest.mark.parametrize("weight_format", ["none", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 33, 64])
+@pytest.mark.parametrize("in_features,out_features", [(4096, 4096), (16384, 4096), (64, 70), (4096, 12288)])
+def test_few_rows_linear(dtype: torch.dtype, rows: int, in_features: int, out_features: int, weight_format: str) -> None:
+    if dtype == torch.float32:
+        pytest.skip("these kernels serve half precision; float32 goes through cuBLAS")
+    for extras in (False, True):
+        cases.check_few_rows_linear(Device("cuda", dtype, seed=rows), rows, in_features, out_features, weight_format, extras)
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "int4", "fp8"])
+def test_dequantize(dtype: torch.dtype, weight_format: str) -> None:
+    cases.check_dequantize(Device("cuda", dtype), 300, 4096, weight_format)
+
+
+@pytest.mark.parametrize("num_parts,num_tokens,hidden_size", [(1, 1, 4096), (8, 64, 4096), (4, 7, 100)])
+def test_summed_layer_norm(dtype: torch.dtype, num_parts: int, num_tokens: int, hidden_size: int) -> None:
+    for scaled in (False, True):
+        cases.check_summed_layer_norm(Device("cuda", dtype, seed=num_parts), num_parts, num_tokens, hidden_size, scaled)
+
+
+@pytest.mark.parametrize("rows,width", [(1, 64), (300, 4096), (257, 16384)])
+def test_scaled_rows(dtype: torch.dtype, rows: int, width: int) -> None:
+    cases.check_scaled_rows(Device("cuda", dtype, seed=width), rows, width)

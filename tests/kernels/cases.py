@@ -6,7 +6,20 @@ from dataclasses import dataclass
 
 import torch
 
-from glmserve.kernels import activation, dense_prefill, few_rows_linear, full_heads_decode, norm, one_row_linear, paged_attention, paged_decode, paged_prefill, quantized_linear, rotary_store
+from glmserve.kernels import (
+    activation,
+    dense_prefill,
+    few_rows_linear,
+    full_heads_decode,
+    norm,
+    one_row_linear,
+    paged_attention,
+    paged_decode,
+    paged_prefill,
+    quantized_linear,
+    rotary_store,
+    scaled_rows,
+)
 
 # ||out - twin|| / ||twin||; NaN never passes
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -67,12 +80,12 @@ def check_one_row_linear(on: Device, in_features: int, out_features: int, with_b
     x, weight = on.randn(1, in_features), on.randn(out_features, in_features) * in_features**-0.5
     bias = on.randn(out_features) if with_bias else None
     reference = one_row_linear.one_row_linear_torch(x.float(), weight.float(), None if bias is None else bias.float(), gelu)
-    assert_close(one_row_linear.one_row_linear(x, weight, bias, gelu), reference, on.dtype)
+    assert_close(one_row_linear.one_row_linear(x, weight, None, bias, gelu), reference, on.dtype)
 
 
-def packed_weight(on: Device, weight_format: str, out_features: int, in_features: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_weight(on: Device, weight_format: str, out_features: int, in_features: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A random weight in one of the layouts of kernels/quantized_linear.py and its scale, sized so that products are about 1."""
-    scale = (torch.rand(out_features, groups, generator=on.generator) + 0.5) * in_features**-0.5
+    scale = (torch.rand(out_features, 1, generator=on.generator) + 0.5) * in_features**-0.5
     if weight_format == "fp8":
         levels = (torch.randn(out_features, in_features, generator=on.generator) * 60).clamp(-448, 448).to(torch.float8_e4m3fn)
         return levels.to(on.name), (scale / 60).to(on.name)
@@ -80,25 +93,57 @@ def packed_weight(on: Device, weight_format: str, out_features: int, in_features
         levels = torch.randint(-128, 128, (out_features, in_features), generator=on.generator, dtype=torch.int8)
         return levels.to(on.name), (scale / 70).to(on.name)
     packed = torch.randint(0, 256, (out_features, in_features // 2), generator=on.generator, dtype=torch.uint8)
-    return packed.to(on.name), (scale / 5).half().to(on.name) if groups > 1 else (scale / 5).to(on.name)
+    return packed.to(on.name), (scale / 5).to(on.name)
 
 
-def check_few_rows_linear(on: Device, rows: int, in_features: int, out_features: int, weight_format: str, groups: int, extras: bool) -> None:
-    """`extras`: bias and GELU."""
+def check_few_rows_linear(on: Device, rows: int, in_features: int, out_features: int, weight_format: str, extras: bool) -> None:
+    """Both kernels for few rows; `extras`: bias and GELU."""
     x = on.randn(rows, in_features)
     if weight_format == "none":
         weight, scale = on.randn(out_features, in_features) * in_features**-0.5, None
         plain = weight.float()
     else:
-        weight, scale = packed_weight(on, weight_format, out_features, in_features, groups)
-        plain = quantized_linear.dequantize(weight, scale)
+        weight, scale = packed_weight(on, weight_format, out_features, in_features)
+        plain = quantized_linear.dequantize_torch(weight, scale, torch.float32)
     bias = on.randn(out_features) if extras else None
     product = x.float() @ plain.t()
-    reference = product + bias.float() if bias is not None else product
-    out = few_rows_linear.few_rows_linear(x, weight, scale, bias, gelu=extras)
-    assert_close(out, activation.gelu_tanh_torch(reference) if extras else reference, on.dtype)
-    parts = few_rows_linear.few_rows_parts(x, weight, scale)
-    assert_close(parts.float().sum(dim=0), product, on.dtype)
+    whole = product + bias.float() if bias is not None else product
+    reference = activation.gelu_tanh_torch(whole) if extras else whole
+    assert_close(few_rows_linear.few_rows_linear(x, weight, scale, bias, gelu=extras), reference, on.dtype)
+    assert_close(few_rows_linear.few_rows_parts(x, weight, scale).float().sum(dim=0), product, on.dtype)
+    if rows == 1:
+        assert_close(one_row_linear.one_row_linear(x, weight, scale, bias, gelu=extras), reference, on.dtype)
+
+
+def check_dequantize(on: Device, out_features: int, in_features: int, weight_format: str) -> None:
+    weight, scale = packed_weight(on, weight_format, out_features, in_features)
+    out, reference = (make(weight, scale, on.dtype) for make in (quantized_linear.dequantize_triton, quantized_linear.dequantize_torch))
+    assert torch.equal(out, reference)
+
+
+def check_summed_layer_norm(on: Device, num_parts: int, num_tokens: int, hidden_size: int, scaled: bool) -> None:
+    """LayerNorm that finishes a product: parts, scales, bias."""
+    scales = (on.randn(num_tokens, dtype=torch.float32).abs(), on.randn(hidden_size, dtype=torch.float32)) if scaled else (None, None)
+    product = norm.Summands(on.randn(num_parts, num_tokens, hidden_size, dtype=torch.float32), on.randn(hidden_size), *scales)
+    arguments = (product, on.randn(num_tokens, hidden_size), 7.48, on.randn(hidden_size), on.randn(hidden_size), 1e-5)
+    assert_close(norm.residual_layer_norm_triton(*arguments), norm.residual_layer_norm_torch(*arguments), on.dtype)
+
+
+def check_scaled_rows(on: Device, rows: int, width: int) -> None:
+    """Rounding to 8-bit floats and what finishes a product of them; a level may differ where a quotient lies between two."""
+    x, bias = on.randn(rows, width) * 3, on.randn(width)
+    row_scale, column_scale = on.randn(rows, dtype=torch.float32).abs(), on.randn(width, dtype=torch.float32)
+    pairs = [
+        (scaled_rows.scale_rows(x), scaled_rows.scale_rows_torch(x)),
+        (scaled_rows.finish_gelu(x, row_scale, column_scale, bias), scaled_rows.finish_gelu_torch(x, row_scale, column_scale, bias)),
+    ]
+    for out, reference in pairs:
+        assert_close(out.scale, reference.scale, torch.float16)
+        bound = 0.12 if on.name == "cpu" else 1e-2  # the interpreter cuts where a GPU rounds
+        assert relative_error(out.values.float() * out.scale[:, None], reference.values.float() * reference.scale[:, None]) < bound
+    for given in (bias, None):
+        out_rows = scaled_rows.finish(x, row_scale, column_scale, given, on.dtype)
+        assert_close(out_rows, scaled_rows.finish_torch(x, row_scale, column_scale, given, on.dtype), on.dtype)
 
 
 def paged_cache(
@@ -163,7 +208,8 @@ def check_full_heads_decode(
     qkv = on.randn(len(seq_lens), 3 * heads, dim)
     angles = on.randn(len(seq_lens), axes, dim // (2 * axes), dtype=torch.float32) * 10
     newest = [max(seq_len - 1, 0) for seq_len in seq_lens]
-    slots = torch.tensor([int(tables[row, at // block_size]) * block_size + at % block_size for row, at in enumerate(newest)], device=on.name)
+    slots = [int(tables[row, at // block_size]) * block_size + at % block_size for row, at in enumerate(newest)]
+    slots = torch.tensor(slots, device=on.name)
     lens = torch.tensor(seq_lens, dtype=torch.int32, device=on.name)
     twin = tuple(tensor.clone() for tensor in cache)
     rotated = rotary_store.rotate_and_store_torch(qkv, angles.cos(), angles.sin(), *twin, slots, heads)

@@ -38,10 +38,18 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
             cases.check_one_row_linear(on, 80, 70, with_bias=not by_head, gelu=by_head)
         case "few_rows_linear":
             if on.dtype == torch.float16:
-                cases.check_few_rows_linear(on, 3, 128, 70, "none", 1, extras=by_head)
-                cases.check_few_rows_linear(on, 17, 64, 64, "int8", 1, extras=by_head)
-                cases.check_few_rows_linear(on, 1, 128, 70, "int4", 2 if by_head else 1, extras=by_head)
-                cases.check_few_rows_linear(on, 2, 96, 40, "fp8", 1, extras=by_head)
+                cases.check_few_rows_linear(on, 3, 128, 70, "none", extras=by_head)
+                cases.check_few_rows_linear(on, 17, 64, 64, "int8", extras=by_head)
+                for weight_format in ("int8", "int4", "fp8"):
+                    cases.check_few_rows_linear(on, 1, 192, 70, weight_format, extras=by_head)
+        case "dequantize":
+            for weight_format in ("int8", "int4", "fp8"):
+                cases.check_dequantize(on, 5, 72, weight_format)
+        case "summed_layer_norm":
+            cases.check_summed_layer_norm(on, 4, 3, 96, scaled=by_head)
+            cases.check_summed_layer_norm(on, 1, 2, 64, scaled=not by_head)
+        case "scaled_rows":
+            cases.check_scaled_rows(on, 3, 100)
         case "full_heads_decode":
             cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=1)
             cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=1)

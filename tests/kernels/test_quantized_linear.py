@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glmserve.kernels.quantized_linear import quantized_linear
+from glmserve.kernels.quantized_linear import quantized_linear_torch
 from glmserve.layers.quantization import quantize_rows
 
 
@@ -21,7 +21,7 @@ def test_it_equals_the_plain_product(weight_format, rows, bias, gelu):
     b = torch.randn(10, generator=generator) if bias else None
     expected = F.linear(x, packed.dequantize(torch.float32), b)
     expected = F.gelu(expected, approximate="tanh") if gelu else expected
-    torch.testing.assert_close(quantized_linear(x, weight, scale, b, gelu), expected)
-    half = quantized_linear(x.half(), weight, scale, None if b is None else b.half(), gelu)
+    torch.testing.assert_close(quantized_linear_torch(x, weight, scale, b, gelu), expected)
+    half = quantized_linear_torch(x.half(), weight, scale, None if b is None else b.half(), gelu)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), expected, rtol=1e-2, atol=3e-2)

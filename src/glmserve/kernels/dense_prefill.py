@@ -78,7 +78,8 @@ def _dense_prefill_kernel(
 @triton.jit
 def _attend(
     query, best, total, mix, begin, end, seq_len, row, causal, key_at, value_at, token_stride, scale_log2,
-    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, TILE: tl.constexpr, FLOAT32_DOT: tl.constexpr, STAGES: tl.constexpr, MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, TILE: tl.constexpr, FLOAT32_DOT: tl.constexpr, STAGES: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, TILE)
     for first in tl.range(begin, end, TILE, num_stages=STAGES):

@@ -1,9 +1,9 @@
-"""The matrix product of 1 to 64 rows with a weight in any format: decode, where all that counts is how fast the weight arrives.
+"""The matrix product of up to 64 rows with a weight in any format: decode, where all that counts is how fast the weight arrives.
 
 A program owns some outputs and streams their weights through shared memory into the matrix units, the rows being the narrow side.  Where
 that gives too few programs to fill the chip, the columns are split too, and the parts, in float32, are left to the LayerNorm that reads
-them (`few_rows_parts`) or added up here.  Weights of 8 or 4 bits become float16 on the way, exactly; so do the rows, which must
-therefore stay within float16's range (larger numbers become the largest one).  Twins: `F.linear` and `quantized_linear_torch`.
+them (`few_rows_parts`).  Weights of 8 or 4 bits become float16 on the way, exactly; so do their rows, which must therefore stay within
+float16's range (a larger number becomes the largest one).  Twins: `F.linear` and `quantized_linear_torch`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from glmserve.kernels.backend import (
     has_large_shared_memory,
     interpreting,
     next_power_of_2,
+    on_gpu,
     tl,
     triton,
+    use_triton,
 )
+from glmserve.kernels.packed_levels import FP8, INT4, INT8, PLAIN, format_of, levels_of_bytes, levels_of_nibbles, loadable
 
-MOST_ROWS = 64
-_PROGRAMS_WANTED = 256
+_MOST_ROWS = {PLAIN: 64, FP8: 32, INT8: 64, INT4: 64}  # beyond, a library's product is faster
+_PROGRAMS_WANTED = 192
 _MAX_SPLITS = 8
-_PLAIN, _FP8, _INT8, _INT4 = range(4)
-_FORMATS = {torch.float8_e4m3fn: _FP8, torch.int8: _INT8, torch.uint8: _INT4}
 
 
 def serves_few_rows(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> bool:
     """Whether `few_rows_linear` serves this product: few rows, half precision, on a GPU, columns in whole tiles."""
     half = x.dtype in (torch.float16, torch.bfloat16) and (scale is not None or weight.dtype == x.dtype)
-    groups = 1 if scale is None else scale.shape[1]
-    return x.is_cuda and half and x.shape[0] <= MOST_ROWS and _columns_of(weight) % (32 * groups) == 0
+    few = x.shape[0] <= _MOST_ROWS[format_of(weight, scale)] and weight.shape[1] % 32 == 0
+    return (use_triton(x) if scale is None else on_gpu(x)) and half and few
 
 
 def few_rows_linear(
@@ -44,63 +45,47 @@ def few_rows_linear(
     x: [rows, in_features], contiguous; weight: [out_features, in_features] in x's dtype with `scale` None, or a packed weight and its
     scale as in kernels/quantized_linear.py; bias: [out_features].
     """
-    parts = _launch(x, weight, scale, bias, gelu, 1)
-    return parts[0]
+    return _launch(x, weight, scale, bias, gelu, 1)[0]
 
 
 def few_rows_parts(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """x W^T as float32 summands [parts, rows, out_features], for a LayerNorm that adds them up."""
-    return _launch(x, weight, scale, None, False, _num_splits(x, weight, scale))
+    """x W^T as summands [parts, rows, out_features] for a LayerNorm that adds them up: float32 where there are several."""
+    splits, tiles = 1, triton.cdiv(weight.shape[0], 64)
+    while splits < _MAX_SPLITS and tiles * splits < _PROGRAMS_WANTED and weight.shape[1] % (64 * splits) == 0:
+        splits *= 2
+    return _launch(x, weight, scale, None, False, splits)
 
 
 def _launch(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None, gelu: bool, splits: int
 ) -> torch.Tensor:
     rows, in_features = x.shape
-    out_features = weight.shape[0]
-    form = _PLAIN if scale is None else _FORMATS[weight.dtype]
-    groups = 1 if scale is None else scale.shape[1]
-    outputs, columns, stages = _tile(x, weight, groups, splits)
+    out_features, form = weight.shape[0], format_of(weight, scale)
+    span = weight.shape[1] // splits
+    outputs, columns, stages = _tile(form, rows, span, x.device)
     out = x.new_empty((splits, rows, out_features), dtype=torch.float32 if splits > 1 else x.dtype)
-    levels = weight.view(torch.int8) if form == _FP8 else weight  # loads of 8-bit floats are not pipelined, those of integers are
     _few_rows_kernel[(triton.cdiv(out_features, outputs), splits)](
-        x, levels, weight if scale is None else scale, weight if bias is None else bias, out, rows, out_features,
-        IN_FEATURES=in_features, SPAN=_columns_of(weight) // splits, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=outputs,
-        COLUMNS=columns, STAGES=stages, FORMAT=form, GROUPS=groups, HAS_BIAS=bias is not None, GELU=gelu, PLAIN_STEPS=interpreting(),
-        num_warps=4, **early_start(x),
+        x, loadable(weight), weight if scale is None else scale, weight if bias is None else bias, out, rows, out_features,
+        IN_FEATURES=in_features, SPAN=span, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=outputs, COLUMNS=columns, STAGES=stages,
+        FORMAT=form, HAS_BIAS=bias is not None, GELU=gelu, PLAIN_STEPS=interpreting(), num_warps=4, **early_start(x),
     )  # fmt: skip
     return out
 
 
-def _columns_of(weight: torch.Tensor) -> int:
-    """Elements in a stored row: columns, or pairs of columns in int4."""
-    return weight.shape[1]
-
-
-def _num_splits(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> int:
-    """Into how many parts the columns are cut, from shapes alone."""
-    groups = 1 if scale is None else scale.shape[1]
-    tiles = triton.cdiv(weight.shape[0], 64)
-    splits = 1
-    while splits < _MAX_SPLITS and tiles * splits < _PROGRAMS_WANTED and _columns_of(weight) % (64 * splits * groups) == 0:
-        splits *= 2
-    return splits
-
-
-def _tile(x: torch.Tensor, weight: torch.Tensor, groups: int, splits: int) -> tuple[int, int, int]:
-    """(outputs, columns, stages) of a program's tile.  Measured on an H200; what fits elsewhere follows from shared memory."""
-    span = _columns_of(weight) // max(splits, groups if weight.dtype == torch.uint8 else 1)
-    columns = min(128 if x.shape[0] > 16 or weight.element_size() > 1 else 256, span & -span)
-    if not has_large_shared_memory(x.device):
-        return 64, min(columns, 64), 3
-    return 64, columns, 4 if x.shape[0] <= 32 else 3
+def _tile(form: int, rows: int, span: int, device: torch.device) -> tuple[int, int, int]:
+    """(outputs, columns, stages) of a program's tile: the fastest on an H200, smaller where shared memory is."""
+    narrow = form in (FP8, INT8) and rows <= 16
+    outputs, columns, stages = (32, 256, 3) if narrow else (64, 128, 4 if rows <= 16 or form != PLAIN else 3)
+    if not has_large_shared_memory(device):
+        columns, stages = min(columns, 64), 3
+    return outputs, min(columns, span & -span), stages  # the largest power of two that divides the span
 
 
 @triton.jit
 def _few_rows_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, rows, out_features,
     IN_FEATURES: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-    FORMAT: tl.constexpr, GROUPS: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, PLAIN_STEPS: tl.constexpr, EARLY: tl.constexpr,
+    FORMAT: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, PLAIN_STEPS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -108,9 +93,8 @@ def _few_rows_kernel(
     inside, row_inside = output < out_features, row < rows
     HALF: tl.constexpr = IN_FEATURES // 2
     STORED: tl.constexpr = HALF if FORMAT == 3 else IN_FEATURES
-    first = split * SPAN
-    weight_at = weight_ptr + output.to(tl.int64)[:, None] * STORED + (first + column)[None, :]
-    x_at = x_ptr + row[:, None] * IN_FEATURES + (first + column)[None, :]
+    weight_at = weight_ptr + output.to(tl.int64)[:, None] * STORED + (split * SPAN + column)[None, :]
+    x_at = x_ptr + row[:, None] * IN_FEATURES + (split * SPAN + column)[None, :]
     if EARLY:
         gdc_wait()
     total = tl.zeros([OUTPUTS, ROWS], tl.float32)
@@ -123,22 +107,15 @@ def _few_rows_kernel(
             total = tl.dot(weight, tl.trans(x), total)
         elif FORMAT == 3:
             high_x = tl.load(x_at + start + HALF, mask=row_inside[:, None], other=0.0)
-            low, high = _nibbles(weight, PLAIN_STEPS)
-            if GROUPS == 1:
-                total = tl.dot(low, tl.trans(_as_half(x)), total)
-                total = tl.dot(high, tl.trans(_as_half(high_x)), total)
-            else:
-                group = (first + start) // (IN_FEATURES // GROUPS)
-                low_scale = tl.load(scale_ptr + output * GROUPS + group, mask=inside, other=0.0).to(tl.float32)
-                high_scale = tl.load(scale_ptr + output * GROUPS + group + GROUPS // 2, mask=inside, other=0.0).to(tl.float32)
-                total += tl.dot(low, tl.trans(_as_half(x))) * low_scale[:, None]
-                total += tl.dot(high, tl.trans(_as_half(high_x))) * high_scale[:, None]
+            low, high = levels_of_nibbles(weight, PLAIN_STEPS)
+            total = tl.dot(low, tl.trans(_as_half(x)), total)
+            total = tl.dot(high, tl.trans(_as_half(high_x)), total)
         else:
-            total = tl.dot(_bytes(weight, FORMAT, PLAIN_STEPS), tl.trans(_as_half(x)), total)
+            total = tl.dot(levels_of_bytes(weight, FORMAT, PLAIN_STEPS), tl.trans(_as_half(x)), total)
     if EARLY:
-        gdc_launch_dependents()
-    if FORMAT != 0 and GROUPS == 1:
-        total *= tl.load(scale_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]
+        gdc_launch_dependents()  # not sooner: the next kernel's waiting programs would take the shared memory of this one's
+    if FORMAT != 0:
+        total *= tl.load(scale_ptr + output, mask=inside, other=0.0)[:, None]
     if HAS_BIAS:
         total += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]
     if GELU:
@@ -154,59 +131,3 @@ def _as_half(x):
         return x
     else:
         return tl.minimum(tl.maximum(x.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
-
-
-@triton.jit
-def _bytes(level, FORMAT: tl.constexpr, PLAIN_STEPS: tl.constexpr):
-    """The levels of fp8 (1) or int8 (2) as float16, exactly.
-
-    A float16 of 1024 to 2047 has its integer in its low bits: a byte put there, and 1024 and the offset taken off again, is a number
-    without any of the slow conversions (after FasterTransformer's interleaved_numeric_conversion).
-    """
-    if FORMAT == 1:
-        return level.to(tl.float8e4nv, bitcast=True).to(tl.float16)
-    elif PLAIN_STEPS:
-        return level.to(tl.float16)
-    else:
-        return tl.inline_asm_elementwise(
-            """
-            {
-                .reg .b32 u, offset;
-                mov.b32 offset, 0x64806480;
-                xor.b32 u, $2, 0x80808080;
-                prmt.b32 $0, u, 0x64646464, 0x4140;
-                prmt.b32 $1, u, 0x64646464, 0x4342;
-                sub.f16x2 $0, $0, offset;
-                sub.f16x2 $1, $1, offset;
-            }
-            """,
-            "=r,=r,r", [level], dtype=tl.float16, is_pure=True, pack=4,
-        )  # fmt: skip
-
-
-@triton.jit
-def _nibbles(packed, PLAIN_STEPS: tl.constexpr):
-    """(low, high) levels of int4 bytes as float16, exactly; see `_bytes`."""
-    if PLAIN_STEPS:
-        return (packed & 15).to(tl.float16) - 8.0, (packed >> 4).to(tl.float16) - 8.0
-    else:
-        return tl.inline_asm_elementwise(
-            """
-            {
-                .reg .b32 low, high, offset;
-                mov.b32 offset, 0x64086408;
-                and.b32 low, $4, 0x0f0f0f0f;
-                shr.u32 high, $4, 4;
-                and.b32 high, high, 0x0f0f0f0f;
-                prmt.b32 $0, low, 0x64646464, 0x4140;
-                prmt.b32 $1, low, 0x64646464, 0x4342;
-                prmt.b32 $2, high, 0x64646464, 0x4140;
-                prmt.b32 $3, high, 0x64646464, 0x4342;
-                sub.f16x2 $0, $0, offset;
-                sub.f16x2 $1, $1, offset;
-                sub.f16x2 $2, $2, offset;
-                sub.f16x2 $3, $3, offset;
-            }
-            """,
-            "=r,=r,=r,=r,r", [packed], dtype=(tl.float16, tl.float16), is_pure=True, pack=4,
-        )  # fmt: skip

@@ -2,46 +2,76 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton, use_triton
 
 
+class Summands(NamedTuple):
+    """A matrix product whose last steps are left to the LayerNorm that reads it.
+
+    The product is sum(parts) * row_scale * column_scale + bias.  parts: [parts, rows, out_features]; bias: [out_features];
+    row_scale: float32 [rows] and column_scale: float32 [out_features], both or neither.
+    """
+
+    parts: torch.Tensor
+    bias: torch.Tensor | None = None
+    row_scale: torch.Tensor | None = None
+    column_scale: torch.Tensor | None = None
+
+    def total(self) -> torch.Tensor:
+        """The product in float32, [rows, out_features]."""
+        total = self.parts.float().sum(dim=0)
+        if self.row_scale is not None and self.column_scale is not None:
+            total = total * self.row_scale[:, None] * self.column_scale
+        return total if self.bias is None else total + self.bias.float()
+
+
 def residual_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """LayerNorm(x + alpha * residual); plain LayerNorm(x) without a residual.
 
-    x, residual: [num_tokens, hidden_size]; returns the same shape and dtype.  Source: GLMBlock in modeling_chatglm.py, whose residual
-    branch is the normalised input, so the sum itself is not needed afterwards.
+    x, residual: [num_tokens, hidden_size]; returns the same shape and the weight's dtype.  Source: GLMBlock in modeling_chatglm.py, whose
+    residual branch is the normalised input, so the sum itself is not needed afterwards.
     """
-    if not use_triton(x):
+    if not use_triton(weight):
         return residual_layer_norm_torch(x, residual, alpha, weight, bias, epsilon)
     return residual_layer_norm_triton(x, residual, alpha, weight, bias, epsilon)
 
 
 def residual_layer_norm_torch(
-    x: torch.Tensor, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """The plain twin of `residual_layer_norm`."""
-    total = x.float() if residual is None else torch.add(x.float(), residual.float(), alpha=alpha)
-    return F.layer_norm(total, (x.shape[-1],), weight.float(), bias.float(), epsilon).to(x.dtype)
+    given = x.total() if isinstance(x, Summands) else x.float()
+    total = given if residual is None else torch.add(given, residual.float(), alpha=alpha)
+    return F.layer_norm(total, weight.shape, weight.float(), bias.float(), epsilon).to(weight.dtype)
 
 
 def residual_layer_norm_triton(
-    x: torch.Tensor, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """The Triton path of `residual_layer_norm`: one program a row."""
-    num_tokens, hidden_size = x.shape
-    out = torch.empty_like(x)
+    given = x if isinstance(x, Summands) else Summands(x[None])
+    num_parts, num_tokens, hidden_size = given.parts.shape
+    out = weight.new_empty((num_tokens, hidden_size))
     block = next_power_of_2(hidden_size)
     _residual_layer_norm_kernel[(num_tokens,)](
-        x, x if residual is None else residual, alpha, weight, bias, out, hidden_size, epsilon,
-        HAS_RESIDUAL=residual is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)),
-        **early_start(x),
+        given.parts, _or(given.bias, weight), _or(given.row_scale, weight), _or(given.column_scale, weight), _or(residual, weight),
+        alpha, weight, bias, out, num_tokens, hidden_size, epsilon,
+        PARTS=num_parts, ADDS_BIAS=given.bias is not None, SCALED=given.row_scale is not None, HAS_RESIDUAL=residual is not None,
+        BLOCK=block, num_warps=min(16, max(1, block // 512)), **early_start(out),
     )  # fmt: skip
     return out
+
+
+def _or(tensor: torch.Tensor | None, stand_in: torch.Tensor) -> torch.Tensor:
+    """A kernel takes a pointer also for what it will not read."""
+    return stand_in if tensor is None else tensor
 
 
 def residual_rms_norm(
@@ -83,10 +113,13 @@ def residual_rms_norm_triton(
 
 @triton.jit
 def _residual_layer_norm_kernel(
-    x_ptr, residual_ptr, alpha, weight_ptr, bias_ptr, out_ptr, hidden_size, epsilon, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
+    parts_ptr, product_bias_ptr, row_scale_ptr, column_scale_ptr, residual_ptr, alpha, weight_ptr, bias_ptr, out_ptr,
+    num_tokens, hidden_size, epsilon,
+    PARTS: tl.constexpr, ADDS_BIAS: tl.constexpr, SCALED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * hidden_size
+    token = tl.program_id(0).to(tl.int64)
+    row = token * hidden_size
     columns = tl.arange(0, BLOCK)
     inside = columns < hidden_size
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
@@ -94,7 +127,13 @@ def _residual_layer_norm_kernel(
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    total = tl.load(x_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
+    total = tl.load(parts_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        total += tl.load(parts_ptr + part * num_tokens * hidden_size + row + columns, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        total *= tl.load(row_scale_ptr + token) * tl.load(column_scale_ptr + columns, mask=inside, other=0.0)
+    if ADDS_BIAS:
+        total += tl.load(product_bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         total += alpha * tl.load(residual_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
     mean = tl.sum(total, axis=0) / hidden_size

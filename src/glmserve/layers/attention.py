@@ -76,7 +76,7 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
         out = _attention_on_cpu(query, cache, metadata, scale)
     elif decodes:
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
-    elif metadata.whole:
+    elif metadata.whole and use_triton(qkv):
         assert metadata.query_starts is not None and metadata.causal is not None
         out = dense_prefill_attention(query, key, value, metadata.query_starts, metadata.causal, metadata.max_query_len, scale)
     else:

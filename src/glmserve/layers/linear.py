@@ -7,7 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from glmserve.kernels.activation import gelu_tanh
+from glmserve.kernels.backend import use_triton
+from glmserve.kernels.few_rows_linear import few_rows_linear, few_rows_parts, serves_few_rows
+from glmserve.kernels.norm import Summands
 from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
+from glmserve.kernels.scaled_rows import ScaledRows
 
 # oneDNN's product of 4 rows takes less time than that of 1 or 2 (benchmarks/RESULTS.md, "CPU matrix products").
 _FEWEST_CPU_ROWS = 4
@@ -25,19 +29,39 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]."""
-        if self._packed is None:
-            return one_row_linear(x, self.weight, self.bias) if is_one_row(x, self.weight) else F.linear(x, self.weight, self.bias)
-        count = x.shape[0]
-        if count < _FEWEST_CPU_ROWS:
-            x = F.pad(x, (0, 0, 0, _FEWEST_CPU_ROWS - count))
-        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out[:count]
+        if self._packed is not None:
+            return self._on_cpu(x, self._packed)
+        if is_one_row(x, self.weight):
+            return one_row_linear(x, self.weight, None, self.bias)
+        if serves_few_rows(x, self.weight, None):
+            return few_rows_linear(x, self.weight, None, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         """tanh GELU of the product, in one pass where that is possible."""
-        if self._packed is None and is_one_row(x, self.weight):
-            return one_row_linear(x, self.weight, self.bias, gelu=True)
-        return gelu_tanh(self.forward(x))
+        if self._packed is not None:
+            return gelu_tanh(self._on_cpu(x, self._packed))
+        if is_one_row(x, self.weight):
+            return one_row_linear(x, self.weight, None, self.bias, gelu=True)
+        if serves_few_rows(x, self.weight, None):
+            return few_rows_linear(x, self.weight, None, self.bias, gelu=True)
+        if use_triton(x) and self.bias is not None and x.dtype != torch.float32:
+            return torch._addmm_activation(self.bias, x, self.weight.t(), use_gelu=True)  # cuBLAS does both as it writes
+        return gelu_tanh(F.linear(x, self.weight, self.bias))
+
+    def summands(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | Summands:
+        """The product, or, where that is faster, summands for the LayerNorm that reads it."""
+        assert isinstance(x, torch.Tensor)  # only fp8 layers hand scaled rows on, to each other
+        if self._packed is None and x.shape[0] > 1 and serves_few_rows(x, self.weight, None):
+            return Summands(few_rows_parts(x, self.weight, None), self.bias)
+        return self.forward(x)
+
+    def _on_cpu(self, x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+        count = x.shape[0]
+        if count < _FEWEST_CPU_ROWS:
+            x = F.pad(x, (0, 0, 0, _FEWEST_CPU_ROWS - count))
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")
+        return out[:count]
 
     def pack_for_cpu(self, keep_weight: bool) -> None:
         """Lay the weight out for oneDNN, once: with few rows it is about twice as fast as the default product on a CPU.

@@ -1,7 +1,6 @@
 """How a matrix becomes integers or 8-bit floats, and how a released checkpoint's integers become ours.
 
-A scale belongs to one output row, or to a group of its columns: rows may be stacked, reordered, or rounded a few at a time without
-changing a number.
+A scale belongs to one output row: rows may be stacked, reordered, or rounded a few at a time without changing a number.
 The layouts that result are those of kernels/quantized_linear.py.
 """
 
@@ -11,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from glmserve.kernels.quantized_linear import LARGEST_FP8, dequantize, pack_int4
+from glmserve.kernels.quantized_linear import dequantize, pack_int4
+from glmserve.kernels.scaled_rows import LARGEST_FP8
 from glmserve.protocol.weight_format import WeightFormat
 
 PACKED_DTYPES: dict[WeightFormat, torch.dtype] = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
@@ -19,7 +19,7 @@ _LARGEST_LEVEL: dict[WeightFormat, float] = {"int8": 127, "int4": 7, "fp8": LARG
 
 
 class QuantizedRows(NamedTuple):
-    """Some output rows of a matrix.  weight: packed, [rows, ...]; scale: [rows, groups]."""
+    """Some output rows of a matrix.  weight: packed, [rows, ...]; scale: [rows, 1]."""
 
     weight: torch.Tensor
     scale: torch.Tensor

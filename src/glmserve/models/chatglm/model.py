@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from glmserve.kernels.norm import residual_layer_norm
+from glmserve.kernels.norm import Summands, residual_layer_norm
 from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
 from glmserve.layers.quantized_linear import make_linear
 from glmserve.layers.rotary import RotaryTable
@@ -90,15 +90,15 @@ class Block(nn.Module):
         self.dense_4h_to_h = make_linear(spec.intermediate_size, hidden_size, kept)
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x, residual: [num_tokens, hidden_size]."""
+        self, x: torch.Tensor | Summands, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache
+    ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
+        """x, residual: [num_tokens, hidden_size]; x may still be the summands of a product."""
         a = self.input_layernorm(x, residual)
         mixed = attention(self._qkv(a), cache, metadata, self.num_heads, self.head_dim**-0.5)
-        b = self.post_attention_layernorm(self.dense(mixed), a)
-        return self.dense_4h_to_h(self.dense_h_to_4h.gelu(b)), b
+        b = self.post_attention_layernorm(self.dense.summands(mixed), a)
+        return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(b)), b
 
-    def store(self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
+    def store(self, x: torch.Tensor | Summands, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
         store_keys_and_values(self._qkv(self.input_layernorm(x, residual)), cache, metadata, self.num_heads)
 
@@ -117,7 +117,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(spec.hidden_size), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(spec.hidden_size), requires_grad=False)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | Summands, residual: torch.Tensor | None) -> torch.Tensor:
         """x, residual: [num_tokens, hidden_size]."""
         return residual_layer_norm(x, residual, ALPHA, self.weight, self.bias, self.epsilon)
 

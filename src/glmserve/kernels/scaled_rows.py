@@ -1,0 +1,120 @@
+"""Rows in 8-bit floats, each with a scale of its own: what goes into an fp8 matrix product, and what has to be done after one.
+
+The product itself is torch._scaled_mm with all scales 1, several times as fast as with scales by row (benchmarks/RESULTS.md); the scales
+are applied by whatever reads the product: the LayerNorm (`Summands`), or the passes here, which also add the bias and apply GELU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch
+from glmserve.kernels.backend import next_power_of_2, tl, triton
+
+LARGEST_FP8 = 448.0  # of float8_e4m3fn
+_SMALLEST_SCALE = 1e-12  # a row of zeros keeps a scale that can be divided by
+_BLOCK = 1024
+
+
+class ScaledRows(NamedTuple):
+    """values: float8_e4m3fn [rows, width]; scale: float32 [rows].  The numbers are values * scale."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+
+def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
+    """bfloat16 [rows, out_features]: the product of the levels, to be multiplied by both scales.  weight: fp8 [out_features, width]."""
+    one = torch.ones((), dtype=torch.float32, device=weight.device)
+    return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+
+def scale_rows(x: torch.Tensor) -> ScaledRows:
+    """Round [rows, width] so that the largest number of each row becomes the largest level.  On a GPU."""
+    rows, width = x.shape
+    out = ScaledRows(torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(rows, dtype=torch.float32))
+    block = next_power_of_2(width)
+    _finish_and_scale_kernel[(rows,)](
+        x, x, x, x, *out, width, SCALED=False, HAS_BIAS=False, GELU=False, BLOCK=block, num_warps=min(16, max(1, block // 512))
+    )
+    return out
+
+
+def scale_rows_torch(x: torch.Tensor) -> ScaledRows:
+    """The plain twin of `scale_rows`."""
+    scale = (x.float().abs().amax(dim=1) / LARGEST_FP8).clamp(min=_SMALLEST_SCALE)
+    return ScaledRows((x.float() / scale[:, None]).to(torch.float8_e4m3fn), scale)
+
+
+def finish_gelu(product: torch.Tensor, row_scale: torch.Tensor, column_scale: torch.Tensor, bias: torch.Tensor) -> ScaledRows:
+    """tanh GELU of product * row_scale * column_scale + bias, as rows for the next product.
+
+    product: [rows, width]; row_scale: float32 [rows]; column_scale: float32 [width]; bias: [width].
+    """
+    rows, width = product.shape
+    out = ScaledRows(torch.empty_like(product, dtype=torch.float8_e4m3fn), torch.empty_like(row_scale))
+    block = next_power_of_2(width)
+    _finish_and_scale_kernel[(rows,)](
+        product, row_scale, column_scale, bias, *out, width,
+        SCALED=True, HAS_BIAS=True, GELU=True, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+    )  # fmt: skip
+    return out
+
+
+def finish_gelu_torch(product: torch.Tensor, row_scale: torch.Tensor, column_scale: torch.Tensor, bias: torch.Tensor) -> ScaledRows:
+    """The plain twin of `finish_gelu`."""
+    return scale_rows_torch(gelu_tanh_torch(product.float() * row_scale[:, None] * column_scale + bias.float()))
+
+
+def finish(
+    product: torch.Tensor, row_scale: torch.Tensor, column_scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """product * row_scale * column_scale + bias in `dtype`; shapes as in `finish_gelu`."""
+    rows, width = product.shape
+    out = torch.empty_like(product, dtype=dtype)
+    _finish_kernel[(rows, triton.cdiv(width, _BLOCK))](
+        product, row_scale, column_scale, row_scale if bias is None else bias, out, width, HAS_BIAS=bias is not None, BLOCK=_BLOCK
+    )
+    return out
+
+
+def finish_torch(
+    product: torch.Tensor, row_scale: torch.Tensor, column_scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The plain twin of `finish`."""
+    out = product.float() * row_scale[:, None] * column_scale
+    return (out if bias is None else out + bias.float()).to(dtype)
+
+
+@triton.jit
+def _finish_and_scale_kernel(
+    x_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, out_ptr, out_scale_ptr, width,
+    SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        x *= tl.load(row_scale_ptr + row) * tl.load(column_scale_ptr + column, mask=inside, other=0.0)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    if GELU:
+        x = gelu_tanh_of(x)
+    scale = tl.maximum(tl.max(tl.where(inside, tl.abs(x), 0.0), axis=0) / 448.0, 1e-12)
+    tl.store(out_scale_ptr + row, scale)
+    tl.store(out_ptr + row * width + column, (x / scale).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _finish_kernel(x_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, out_ptr, width, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
+    x *= tl.load(row_scale_ptr + row) * tl.load(column_scale_ptr + column, mask=inside, other=0.0)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * width + column, x.to(out_ptr.dtype.element_ty), mask=inside)
