@@ -92,21 +92,11 @@ def page(request: pytest.FixtureRequest, server: ServerInThread) -> Iterator[Pag
 
 def _whole(page: Page, text: str) -> str:
     """The page's HTML for a text."""
-    return str(
-        page.evaluate(
-            """async text => {
-                const { showMarkdown } = await import("/web/scripts/markdown/streamed.js");
-                const container = document.createElement("div");
-                showMarkdown(container, text);
-                return container.innerHTML;
-            }""",
-            text,
-        )
-    )
+    return str(_streamed(page, [text])["html"])
 
 
 def _streamed(page: Page, pieces: list[str]) -> dict[str, Any]:
-    """The HTML after the pieces came one by one, each drawn; and how many nodes of the first piece's drawing are still there."""
+    """The HTML after the pieces came one by one, each drawn; and how many nodes were made for it."""
     result: dict[str, Any] = page.evaluate(
         """async pieces => {
             const { StreamedMarkdown } = await import("/web/scripts/markdown/streamed.js");
@@ -116,6 +106,7 @@ def _streamed(page: Page, pieces: list[str]) -> dict[str, Any]:
             const count = records => { for (const record of records) made += record.addedNodes.length; };
             new MutationObserver(count).observe(container, { childList: true });
             for (const piece of pieces) { shown.append(piece); shown.finish(); }
+            for (let more = 0; more < 3; more++) shown.finish();  // a flood is drawn in parts
             await new Promise(resolve => setTimeout(resolve));
             return { html: container.innerHTML, made };
         }""",

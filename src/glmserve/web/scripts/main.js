@@ -34,6 +34,7 @@ addEventListener("keydown", (event) => {
 await chat.load();
 showView();
 chat.composer.focus();
+performance.mark("usable"); // a question can be typed and sent
 learning = learnAbout();
 await learning;
 if (!archive.lasting) toast(say("not_lasting"));

@@ -6,12 +6,15 @@ import { blockNode } from "./nodes.js";
 import { parseBlocks } from "./blocks.js";
 
 const REST = 4; // after drawing for t, leave the browser at least 4 t for everything else
+const AT_ONCE = 6000; // characters drawn at a time: what comes as a flood is drawn over several frames
+const LONG = 60; // blocks, from which on those out of view are not laid out
 
 /** Shows a growing text in `container`.  `onDraw` is called after each drawing. */
 export class StreamedMarkdown {
   #container;
   #onDraw;
-  #open = ""; // text behind the settled blocks
+  #coming = ""; // text that is not drawn yet
+  #open = ""; // text behind the settled blocks, as far as it is drawn
   #numSettled = 0; // nodes that are drawn for good
   #drawn = []; // the texts of the nodes behind them
   #frame = null;
@@ -24,30 +27,31 @@ export class StreamedMarkdown {
 
   /** More text has come. */
   append(text) {
-    this.#open += text;
+    this.#coming += text;
     this.#frame ??= requestAnimationFrame(() => this.#onFrame());
   }
 
-  /** No more will come: draw what is left, now. */
+  /** No more will come: what is left is drawn now, but for a flood. */
   finish() {
+    this.#notBefore = 0;
     if (this.#frame !== null) cancelAnimationFrame(this.#frame);
-    this.#frame = null;
-    this.#draw();
+    this.#onFrame();
   }
 
   #onFrame() {
     this.#frame = null;
     const began = performance.now();
-    if (began < this.#notBefore) {
-      this.#frame = requestAnimationFrame(() => this.#onFrame());
-      return;
+    if (began >= this.#notBefore) {
+      this.#draw();
+      const ended = performance.now();
+      this.#notBefore = ended + REST * (ended - began);
     }
-    this.#draw();
-    const ended = performance.now();
-    this.#notBefore = ended + REST * (ended - began);
+    if (this.#coming) this.#frame = requestAnimationFrame(() => this.#onFrame());
   }
 
   #draw() {
+    this.#open += this.#coming.slice(0, AT_ONCE);
+    this.#coming = this.#coming.slice(AT_ONCE);
     const blocks = parseBlocks(this.#open);
     const texts = blocks.map(({ end }, index) => this.#open.slice(index ? blocks[index - 1].end : 0, end));
     const same = texts.findIndex((text, index) => text !== this.#drawn[index]);
@@ -55,6 +59,7 @@ export class StreamedMarkdown {
     if (!this.#growsCode(blocks, first)) this.#replaceFrom(first, blocks);
     this.#drawn = texts;
     this.#settle(blocks);
+    if (this.#container.childNodes.length > LONG) this.#container.classList.add("long");
     this.#onDraw();
   }
 
@@ -84,9 +89,4 @@ export class StreamedMarkdown {
     this.#numSettled += blocks.length - 1;
     this.#drawn = [this.#open.slice(0, blocks.at(-1).end - end)];
   }
-}
-
-/** Show a whole text in `container` at once. */
-export function showMarkdown(container, text) {
-  container.replaceChildren(...parseBlocks(text).map(blockNode));
 }
