@@ -34,7 +34,7 @@ def panels(ladder: Ladder) -> Iterator[Panel]:
     rates = [(name, one.requests_per_second, number(one.requests_per_second), None) for name, one in rows]
     latencies = [(name, one.mean_latency, _latencies(one), one.p99_latency) for name, one in rows]
     costs = [(name, one.cost, number(one.cost), None) for name, one in rows]
-    busy = [Bar(name, one.busy, _shares(one), one.mbu) for name, one in rows if one.busy is not None]
+    busy = [Bar(name, one.busy, _shares(one), None if one.mbu is None else min(1.0, one.mbu)) for name, one in rows if one.busy is not None]
     yield _scaled("Requests per second", "longer is better", rates)
     yield _scaled("Latency", "shorter is better; bar: mean, line: p99", latencies)
     if busy:

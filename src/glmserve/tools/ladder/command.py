@@ -71,9 +71,8 @@ def _write(ladder: Ladder, path: Path) -> None:
 
 def _show(ladder: Ladder, console: Console) -> None:
     rows = [cells(row) for row in ladder.rows if row.figures is not None]
-    shown = [at for at in range(len(COLUMNS)) if any(row[at].strip("-") for row in rows)]
-    if console.width < WIDE:
-        shown.remove(len(COLUMNS) - 1)
+    fitting = len(COLUMNS) if console.width >= WIDE else len(COLUMNS) - 1
+    shown = [at for at in range(fitting) if any(row[at].strip("-") for row in rows)]
     table = Table(title=f"{ladder.model} on {ladder.device or 'an unknown device'}", title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for at in shown:
         table.add_column(COLUMNS[at], justify="right" if 0 < at < len(COLUMNS) - 1 else "left", no_wrap=at > 0)
