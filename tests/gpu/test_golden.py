@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.engine.golden import SMALL_MODELS, GoldenCase, LogitRecorder, generate, make_engine, read_cases, recorded_logits
+from tests.engine.golden import (
+    QUANTIZED_MODELS,
+    SMALL_MODELS,
+    GoldenCase,
+    LogitRecorder,
+    generate,
+    make_engine,
+    read_cases,
+    recorded_logits,
+)
 
 # The recorded models attend far more sharply than trained ones, so half precision alone moves their logits (the original's own `.half()`
 # by 3 to 5%).  The kernels may add this much to what the plain torch path on the CPU makes of the same half-precision weights.
@@ -16,7 +25,7 @@ RELATIVE_ERROR = {"float16": 2e-3, "bfloat16": 1e-2}
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["graphs", "eager"])
-@pytest.mark.parametrize("model", SMALL_MODELS)
+@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS])
 def test_float32_is_the_original(shared: Path, model: str, eager: bool) -> None:
     folder = shared / "golden/v1" / model
     cases = read_cases(folder)
@@ -33,7 +42,7 @@ def test_float32_is_the_original(shared: Path, model: str, eager: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("model", SMALL_MODELS)
+@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS])
 def test_half_precision_is_as_close_as_its_rounding_allows(shared: Path, model: str, dtype: str) -> None:
     folder = shared / "golden/v1" / model
     cases = [case for case in read_cases(folder) if not case.is_long]
