@@ -102,6 +102,11 @@ def test_few_rows_linear(dtype: torch.dtype, rows: int, in_features: int, out_fe
         cases.check_few_rows_linear(Device("cuda", dtype, seed=rows), rows, in_features, out_features, weight_format, extras)
 
 
+@pytest.mark.parametrize("rows,vocab_size", [(1, 130528), (256, 130528), (3, 70)])
+def test_greedy(dtype: torch.dtype, rows: int, vocab_size: int) -> None:
+    cases.check_greedy(Device("cuda", dtype, seed=rows), rows, vocab_size)
+
+
 @pytest.mark.parametrize("weight_format", ["int8", "int4", "fp8"])
 def test_dequantize(dtype: torch.dtype, weight_format: str) -> None:
     cases.check_dequantize(Device("cuda", dtype), 300, 4096, weight_format)

@@ -11,6 +11,7 @@ from glmserve.kernels import (
     dense_prefill,
     few_rows_linear,
     full_heads_decode,
+    greedy,
     norm,
     one_row_linear,
     paged_attention,
@@ -113,6 +114,15 @@ def check_few_rows_linear(on: Device, rows: int, in_features: int, out_features:
     assert_close(few_rows_linear.few_rows_parts(x, weight, scale).float().sum(dim=0), product, on.dtype)
     if rows == 1:
         assert_close(one_row_linear.one_row_linear(x, weight, scale, bias, gelu=extras), reference, on.dtype)
+
+
+def check_greedy(on: Device, rows: int, vocab_size: int) -> None:
+    """Ties, a NaN, an infinity and the ends of the row among the cases."""
+    logits = on.randn(rows + 5, vocab_size).round(decimals=1)  # many equal scores
+    logits[0, -1], logits[1, 0], logits[2, vocab_size // 2], logits[3, 1], logits[4, -1] = 99, 99, float("nan"), float("inf"), -float("inf")
+    out = greedy.greedy_ids_triton(logits, -7)
+    assert out.tolist() == greedy.greedy_ids_torch(logits.cpu(), -7).tolist()
+    assert out[:5].tolist() == [vocab_size - 1, 0, -7, -7, -7]
 
 
 def check_dequantize(on: Device, out_features: int, in_features: int, weight_format: str) -> None:

@@ -18,6 +18,7 @@ CASES = [
     "one_row_linear",
     "few_rows_linear",
     "dequantize",
+    "greedy",
     "summed_layer_norm",
     "scaled_rows",
     "full_heads_decode",

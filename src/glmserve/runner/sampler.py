@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from glmserve.kernels.greedy import greedy_ids
 from glmserve.models.spec import ModelSpec
 from glmserve.runner.penalties import PenaltyState
 from glmserve.scheduler.request import Request
@@ -40,17 +41,19 @@ class Sampler:
         self.spec = spec
         self.device = device
         self.penalties = PenaltyState(max_num_seqs, spec.vocab_size, device)
+        # InvalidScoreLogitsProcessor: any NaN or infinite score, and token 5 is taken instead
+        self._invalid_id: int = spec.extra.get("invalid_score_token_id", -1)
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, requests: list[Request]) -> Sampled:
         """logits: [len(requests), vocab_size], any float dtype; may be overwritten."""
         num_logprobs = max((r.params.logprobs for r in requests if r.params.logprobs is not None), default=None)
-        scores = logits
-        if num_logprobs is not None or any(_changes_scores(r) or not r.params.greedy for r in requests):
-            scores = logits.float() if logits.dtype != torch.float32 else logits.clone()
-            self._adjust(scores, requests)
+        if num_logprobs is None and all(r.params.greedy and not _changes_scores(r) for r in requests):
+            return Sampled(greedy_ids(logits, self._invalid_id))
+        scores = logits.float() if logits.dtype != torch.float32 else logits.clone()
+        self._adjust(scores, requests)
         valid = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))  # of the model's own scores: masks and bias may be infinite
-        token_ids = self._replace_invalid(self._draw(scores, requests), valid)
+        token_ids = torch.where(valid, self._draw(scores, requests), self._invalid_id)
         self.penalties.count(requests, token_ids)
         if num_logprobs is None:
             return Sampled(token_ids)
@@ -69,11 +72,6 @@ class Sampler:
             rows, ids, values = zip(*changes, strict=True)
             index = torch.tensor([rows, ids], device=self.device)
             scores.index_put_((index[0], index[1]), torch.tensor(values, device=self.device), accumulate=True)
-
-    def _replace_invalid(self, token_ids: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        # InvalidScoreLogitsProcessor: any NaN or infinite score, and token 5 is taken instead
-        replacement = self.spec.extra.get("invalid_score_token_id", -1)
-        return torch.where(valid, token_ids, replacement)
 
     def _draw(self, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
         groups: dict[str, list[int]] = {}
