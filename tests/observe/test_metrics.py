@@ -11,7 +11,7 @@ from glmserve.observe.gpu import GpuReading, GpuSampler
 from glmserve.observe.metric_docs import metrics_page
 from glmserve.observe.metric_list import ENGINE_METRICS
 from glmserve.observe.metrics import EngineView, Metrics, all_metrics
-from glmserve.observe.request_log import ChoiceRecord, RequestRecord
+from glmserve.observe.request_record import ChoiceRecord, RequestRecord
 from glmserve.protocol.messages import EngineReady, FinishReason
 from glmserve.protocol.stats import DeviceSeconds, EngineStats, StepCounts, metric_fields
 

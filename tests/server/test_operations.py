@@ -171,3 +171,36 @@ def test_time_in_which_requests_are_read_and_tokenized_is_told_from_time_without
     server.http.post("/v1/completions", json={"prompt": "你好 " * 20_000, "max_tokens": 1})  # too long: it is refused once it is tokenized
     eventually(lambda: idle("tokenizing") > 0 and idle("http") > 0)
     assert idle("no_work") > idle("http")
+
+
+def test_slow_requests_are_listed_with_the_reason(slow: ServerInThread) -> None:
+    slow.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 20}, headers={"X-Request-Id": "slow-one"})
+    slow.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers={"X-Request-Id": "fast-one"})
+    listed = slow.http.get("/slow", params={"over": 0.3, "last": 5}).json()["requests"]
+    assert listed[0]["request_id"] == "cmpl-slow-one"
+    assert listed[0]["cause"] == "decode" and "20 tokens at" in listed[0]["why"]
+    assert [line["request_id"] for line in slow.http.get("/slow?over=0&last=1").json()["requests"]] == ["cmpl-fast-one"]
+    assert slow.http.get("/slow?over=-1").status_code == 400
+
+
+def test_refused_requests_have_a_line(fast: ServerInThread) -> None:
+    def last_line() -> dict[str, object]:
+        return json.loads(fast.log.getvalue().splitlines()[-1])  # type: ignore[no-any-return]
+
+    fast.http.post("/chat", json={}, headers={"X-Request-Id": "no-prompt"})
+    assert (last_line()["event"], last_line()["request_id"], last_line()["status"]) == ("refused", "no-prompt", 400)
+    fast.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 10**6})
+    assert last_line()["status"] == 400 and "max_tokens" in str(last_line()["error"])
+    fast.http.post("/v1/completions", content=b" " * (fast.config.max_body_bytes + 1))
+    assert (last_line()["status"], last_line()["code"]) == (413, "payload_too_large")
+    before = fast.log.getvalue()
+    fast.http.get("/nothing")
+    assert fast.log.getvalue() == before
+
+
+def test_a_request_that_failed_on_its_way_has_one_line(slow: ServerInThread) -> None:
+    before = slow.log.getvalue()
+    response = slow.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 150})
+    assert response.status_code == 504
+    [line] = slow.log.getvalue().removeprefix(before).splitlines()
+    assert json.loads(line)["status"] == 504 and json.loads(line)["cause"] == "deadline"

@@ -77,7 +77,7 @@ PEAK_FLOPS = Declared(
 PEAK_BYTES = Declared(
     PREFIX + "device_peak_bytes_per_second", "gauge", "Bytes a second of a large copy, read plus written, measured at the start"
 )
-DEVICE_INFO = Declared(PREFIX + "device_info", "gauge", "What the model is computed on: a GPU by its name, or CPU", (*LABELS, "device_name"))
+DEVICE_INFO = Declared(PREFIX + "device_info", "gauge", "What the model runs on: a GPU by its name, or CPU", (*LABELS, "device_name"))
 
 
 def fields_of(struct: type[msgspec.Struct], labels: tuple[str, ...]) -> dict[str, Declared]:

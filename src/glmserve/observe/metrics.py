@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from glmserve.observe import metric_list
 from glmserve.observe.gpu import GpuSampler
 from glmserve.observe.metric_list import ENGINE_METRICS, GPU_METRICS, Declared, all_metrics
-from glmserve.observe.request_log import RequestRecord
+from glmserve.observe.request_record import RequestRecord
 from glmserve.protocol.messages import EngineReady
 from glmserve.protocol.stats import STEP_BOUNDS, EngineStats, StepCounts
 

@@ -1,86 +1,105 @@
-"""One line of JSON for each request that ended: what it was, how it ended, where its time went.
+"""One line of JSON for each request that ended or was refused; the last ones are kept for `GET /slow`.
 
-The record is filled by the text wing; `observe.metrics` reads the same record, so log and metrics cannot disagree.
 Prompts and answers are never logged.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any, TextIO
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TextIO
 
 import msgspec
-import structlog
 
-from glmserve.protocol.messages import FinishReason
+from glmserve.observe.request_record import RequestLine, RequestRecord, line_of
+from glmserve.observe.slow import reason_of
 
-
-class ChoiceRecord(msgspec.Struct, gc=False):
-    """How one choice ended; seconds are None where the engine never said (an aborted request, a dead engine)."""
-
-    finish_reason: FinishReason
-    num_tokens: int
-    queue_seconds: float | None = None
-    prefill_seconds: float | None = None
-    decode_seconds: float | None = None
-    num_preemptions: int = 0
+KEPT_LINES = 1000
+MAX_ERROR = 300  # characters: a client's own words may stand in it
+REFUSALS_A_SECOND = 5  # of one kind; a crowd at a full server must not fill the disk
 
 
-class RequestRecord(msgspec.Struct):
-    """A finished request.  `status` is the HTTP status that the outcome stands for; 499 is a client that went away."""
+class RefusalLine(msgspec.Struct):
+    """A request that was turned away before any work."""
 
+    timestamp: str
+    event: str
     request_id: str
+    path: str
     status: int
-    num_prompt_tokens: int
-    num_cached_tokens: int
-    e2e_seconds: float
-    first_token_seconds: float | None
-    choices: list[ChoiceRecord]
-    error: str | None = None
+    code: str | None
+    error: str
+    not_logged: int = 0  # refusals of this kind since the last line about one
 
 
-def _slowest(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(max(known), 6) if known else None
+class ExplainedLine(RequestLine):
+    """A request's line with the reason."""
+
+    cause: str = ""
+    why: str = ""
 
 
 class RequestLog:
-    """Writes records as JSON lines to `stream` (stderr by default)."""
+    """Writes lines to `stream` (stderr by default) at level info and below; keeps the last requests whatever the level."""
 
-    def __init__(self, stream: TextIO | None = None, level: str = "info") -> None:
+    def __init__(self, stream: TextIO | None = None, level: str = "info", clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream or sys.stderr
         self._enabled = level in ("debug", "info")
-        self._logger = structlog.wrap_logger(
-            structlog.PrintLogger(stream or sys.stderr),
-            processors=[
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.JSONRenderer(serializer=lambda line, **_: msgspec.json.encode(line).decode()),
-            ],
-        )
+        self._recent: deque[ExplainedLine] = deque(maxlen=KEPT_LINES)
+        self._throttles: dict[tuple[int, str | None], _Throttle] = {}
+        self._clock = clock
 
     def write(self, record: RequestRecord) -> None:
-        """Log one finished request."""
-        if self._enabled:
-            self._logger.msg(**self._fields(record))
+        """One finished request."""
+        line = explain(line_of(record, _now()))
+        self._recent.append(line)
+        self._print(line)
 
-    @staticmethod
-    def _fields(record: RequestRecord) -> dict[str, Any]:
-        first = record.first_token_seconds
-        fields: dict[str, Any] = {
-            "event": "request",
-            "request_id": record.request_id,
-            "status": record.status,
-            "finish_reason": ",".join(dict.fromkeys(choice.finish_reason.value for choice in record.choices)),
-            "prompt_tokens": record.num_prompt_tokens,
-            "cached_tokens": record.num_cached_tokens,
-            "completion_tokens": sum(choice.num_tokens for choice in record.choices),
-            "choices": len(record.choices),
-            "e2e_seconds": round(record.e2e_seconds, 6),
-            "first_token_seconds": None if first is None else round(first, 6),
-            "queue_seconds": _slowest([choice.queue_seconds for choice in record.choices]),
-            "prefill_seconds": _slowest([choice.prefill_seconds for choice in record.choices]),
-            "decode_seconds": _slowest([choice.decode_seconds for choice in record.choices]),
-            "preemptions": sum(choice.num_preemptions for choice in record.choices),
-        }
-        if record.error is not None:
-            fields["error"] = record.error
-        return fields
+    def refuse(self, request_id: str, path: str, status: int, code: str | None, error: str) -> None:
+        """A request was turned away.  Many of one kind within a second become one line, which says how many."""
+        throttle = self._throttles.setdefault((status, code), _Throttle())
+        if (not_logged := throttle.let_through(self._clock())) is not None:
+            self._print(RefusalLine(_now(), "refused", request_id, path, status, code, error[:MAX_ERROR], not_logged))
+
+    def slowest(self, over: float, last: int) -> list[ExplainedLine]:
+        """The last requests that took at least `over` seconds, newest first."""
+        return list(islice((line for line in reversed(self._recent) if line.e2e_seconds >= over), last))
+
+    def _print(self, line: msgspec.Struct) -> None:
+        if self._enabled:
+            self._stream.write(msgspec.json.encode(line).decode() + "\n")
+            self._stream.flush()
+
+
+def explain(line: RequestLine) -> ExplainedLine:
+    """The line with its reason."""
+    reason = reason_of(line)
+    return ExplainedLine(**msgspec.structs.asdict(line), cause=reason.cause, why=reason.why)
+
+
+class _Throttle:
+    """Lets a few through in each second."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._num_logged = 0
+        self._num_held = 0
+
+    def let_through(self, now: float) -> int | None:
+        """How many were held since the last that was let through; None to hold this one too."""
+        if int(now) != self._second:
+            self._second, self._num_logged = int(now), 0
+        if self._num_logged >= REFUSALS_A_SECOND:
+            self._num_held += 1
+            return None
+        self._num_logged += 1
+        held, self._num_held = self._num_held, 0
+        return held
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

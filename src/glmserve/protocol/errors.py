@@ -21,6 +21,7 @@ class GlmserveError(Exception):
     http_status = 500
     error_type = "internal_server_error"
     code: str | None = None
+    in_request_log = False  # set where the request that it ended has its line already
 
 
 class InvalidRequestError(GlmserveError):

@@ -21,6 +21,7 @@ from glmserve.observe.alert_file import load_alert_rules
 from glmserve.observe.gpu import GpuSampler
 from glmserve.observe.metrics import EngineView, Metrics
 from glmserve.observe.request_log import RequestLog
+from glmserve.observe.request_record import CLIENT_GONE_STATUS
 from glmserve.observe.scale import ScaleSignal, ScaleTargets
 from glmserve.observe.self_watch import SelfWatch
 from glmserve.protocol.errors import GlmserveError, InvalidRequestError
@@ -30,8 +31,7 @@ from glmserve.server.errors import RouteError, error_response
 from glmserve.server.kept_answers import KeptAnswers
 from glmserve.server.middleware import RequestGate
 from glmserve.server.routes import chatglm, openai, operations, scale, web, websocket
-from glmserve.server.services import Services
-from glmserve.text.answer import CLIENT_GONE_STATUS
+from glmserve.server.services import Services, services_of
 from glmserve.text.generator import TextGenerator
 from glmserve.text.tokenizer import Tokenizer
 from glmserve.version import __version__
@@ -63,7 +63,7 @@ def create_app(
         engine_client, tokenizer, spec, metrics, log, server_config.first_token_timeout, server_config.request_timeout
     )
     kept_answers = KeptAnswers(server_config.resume_seconds)
-    services = Services(server_config, engine_client, spec, name, generator, admission, metrics, kept_answers, watch)
+    services = Services(server_config, engine_client, spec, name, generator, admission, metrics, kept_answers, watch, log)
     app = FastAPI(title="glmserve", version=__version__, lifespan=_lifespan(services, gpu))
     app.state.services = services
     routers = [module.router for module in (openai, chatglm, operations, scale, websocket, *((web,) if server_config.web else ()))]
@@ -77,6 +77,7 @@ def create_app(
         max_body_bytes=server_config.max_body_bytes,
         count=metrics.count_http,
         label=lambda path: _path_label(path, paths),
+        refused=services.log_refusal,
     )
     return app
 
@@ -141,6 +142,7 @@ def _path_label(path: str, known: frozenset[str]) -> str:
 def _add_error_handlers(app: FastAPI) -> None:
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, GlmserveError)
+        services_of(request).log_refusal(request.scope, error)
         return error_response(error, request.url.path)
 
     async def routing(request: Request, error: Exception) -> Response:

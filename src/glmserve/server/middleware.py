@@ -28,7 +28,10 @@ _USABLE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 class RequestGate:
-    """Wraps the app.  `count` is called with (method, path, status) once a request; `label` turns a path into a route's."""
+    """Wraps the app.  `count` is called with (method, path, status) once a request; `label` turns a path into a route's.
+
+    `refused` is called with the scope and the error of each request that is turned away here.
+    """
 
     def __init__(
         self,
@@ -37,12 +40,14 @@ class RequestGate:
         max_body_bytes: int,
         count: Callable[[str, str, int], None],
         label: Callable[[str], str],
+        refused: Callable[[Scope, GlmserveError], None],
     ) -> None:
         self._app = app
         self._keys = [sha256(key.encode()).digest() for key in api_keys]
         self._max_body_bytes = max_body_bytes
         self._count = count
         self._label = label
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -69,6 +74,7 @@ class RequestGate:
 
         try:
             if (error := self._refusal(scope, headers)) is not None:
+                self._refused(scope, error)
                 await error_response(error, scope["path"])(scope, receive, send_with_id)  # uvicorn reads the body on and forgets it
             else:
                 await self._app(scope, self._limited(receive), send_with_id)
@@ -77,6 +83,7 @@ class RequestGate:
                 raise  # uvicorn cuts the connection, so that the client sees that its answer is not whole
             logger.exception("request %s failed in the server itself", request_id)
             error = GlmserveError(f"something went wrong inside the server: its log says what, at request {request_id}")
+            self._refused(scope, error)
             await error_response(error, scope["path"])(scope, receive, send_with_id)
         finally:
             self._count(scope["method"], self._label(scope["path"]), status or 500)

@@ -6,14 +6,16 @@ import time
 from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection, Request
+from starlette.types import Scope
 
 from glmserve.client.engine_client import EngineClient
 from glmserve.client.supervisor import EngineState
 from glmserve.config import ServerConfig
 from glmserve.models.spec import ModelSpec
 from glmserve.observe.metrics import Metrics
+from glmserve.observe.request_log import RequestLog
 from glmserve.observe.self_watch import SelfWatch
-from glmserve.protocol.errors import EngineUnavailableError, InvalidRequestError, ModelNotFoundError
+from glmserve.protocol.errors import EngineUnavailableError, GlmserveError, InvalidRequestError, ModelNotFoundError
 from glmserve.server.admission import Admission, Place
 from glmserve.server.kept_answers import KeptAnswers
 from glmserve.text.answer import TextAnswer
@@ -37,6 +39,7 @@ class Services:
     metrics: Metrics
     kept_answers: KeptAnswers
     watch: SelfWatch
+    request_log: RequestLog
     created: int = field(default_factory=lambda: int(time.time()))
     system_fingerprint: str = f"glmserve-{__version__}"
 
@@ -79,9 +82,14 @@ class Services:
         Raises what TextGenerator.start does, and DeadlineExceededError.
         """
         await place.wait_turn(self.config.first_token_timeout)
-        answer = await self.generator.start(generation, place.correct, place.release)
+        answer = await self.generator.start(generation, place.correct, place.release, place.since)
         place.keep()
         return answer
+
+    def log_refusal(self, scope: Scope, error: GlmserveError) -> None:
+        """A line about a request that was turned away, unless it has one; looking at the server (GET) is not worth one."""
+        if not error.in_request_log and scope.get("method", "POST") == "POST":
+            self.request_log.refuse(str(scope.get(REQUEST_ID, "")), scope["path"], error.http_status, error.code, str(error))
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError for a name that is not served; no name is the served model's."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any, Protocol
 
 import msgspec
@@ -17,6 +18,7 @@ from glmserve.protocol.errors import GlmserveError
 from glmserve.server.client_watch import ClientGoneError, ClientWatch
 from glmserve.text.answer import ChoiceDelta, TextAnswer, Usage
 
+CLIENT_SECONDS = 0.005  # a write that takes longer waited for the client; a shorter one is our own work
 ERROR_SECONDS = 5.0  # how long a client that reads nothing may hold up the last event
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -77,6 +79,9 @@ class EventStream(Response):
                 await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
                 self._started = True
             if body:
+                written = time.monotonic()
                 await send({"type": "http.response.body", "body": body, "more_body": not answer.finished})
+                if (waited := time.monotonic() - written) > CLIENT_SECONDS:
+                    answer.slow_client_seconds += waited
             if self._interval and not answer.finished:
                 await asyncio.sleep(self._interval)

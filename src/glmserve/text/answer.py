@@ -20,12 +20,10 @@ from glmserve.client.engine_client import EngineClient
 from glmserve.client.output_stream import OutputStream
 from glmserve.client.supervisor import EngineState
 from glmserve.observe.metrics import Metrics
-from glmserve.observe.request_log import ChoiceRecord, RequestRecord
+from glmserve.observe.request_record import CLIENT_GONE_STATUS, ChoiceRecord, RequestRecord
 from glmserve.protocol.errors import DeadlineExceededError, EngineUnavailableError, GlmserveError
 from glmserve.protocol.messages import FinishReason, RequestOutput, RequestTimes, TokenLogprobs
 from glmserve.text.output_text import OutputText
-
-CLIENT_GONE_STATUS = 499  # nginx's number for a client that closed the connection; it is logged, never sent
 
 
 class ChoiceDelta(msgspec.Struct, gc=False):
@@ -46,6 +44,15 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a request had behind it when its answer began, seconds of CLOCK_MONOTONIC.  The client counts from `accepted`."""
+
+    accepted: float
+    tokenizing: float
+    submitted: float
 
 
 class RunningChoice:
@@ -93,14 +100,16 @@ class RunningChoice:
         delta.logprobs = delta.logprobs[: new.num_tokens] if delta.logprobs else None
         delta.finish_reason, delta.stop_reason = FinishReason.STOP, new.stopped_by
 
-    def record(self, reason_if_open: FinishReason) -> ChoiceRecord:
+    def record(self, reason_if_open: FinishReason, submitted: float) -> ChoiceRecord:
         """How it ended, for log and metrics."""
         record = ChoiceRecord(self.finish_reason or reason_if_open, self.num_tokens)
         if (times := self.times) is not None:
             record.num_preemptions = times.num_preemptions
-            record.queue_seconds = max(0.0, times.first_scheduled - times.arrival)
+            record.queue_seconds = max(0.0, times.first_scheduled - submitted)
             record.prefill_seconds = max(0.0, times.first_token - times.first_scheduled)
             record.decode_seconds = max(0.0, times.finished - times.first_token)
+            record.wait_cause, record.num_ahead = times.wait_cause, times.num_ahead
+            record.prefill_stall_seconds, record.preempted_seconds = times.prefill_stall, times.preempted
         return record
 
 
@@ -141,6 +150,7 @@ class TextAnswer:
         self,
         request_id: str,
         arrival_time: float,
+        beginning: Beginning,
         prompt_token_ids: list[list[int]],
         choices: list[RunningChoice],
         limits: tuple[float, float],
@@ -152,8 +162,10 @@ class TextAnswer:
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
         self._arrival = arrival_time
+        self._beginning = beginning
+        self.slow_client_seconds = 0.0  # for whoever sends it to add up
         self._choices = choices
-        self._limits = limits  # seconds from arrival to the first token, and to the end
+        self._limits = limits  # seconds from `arrival_time` to the first token, and to the end
         self._on_end = on_end
         self._metrics = metrics
         self._timeout: asyncio.Timeout | None = None
@@ -237,7 +249,7 @@ class TextAnswer:
             self._metrics.observe_inter_token(now - self._last_output)
         else:
             self._first_output = now
-            self._metrics.observe_first_token(now - self._arrival)
+            self._metrics.observe_first_token(now - self._beginning.accepted)
             if self._timeout is not None and not self._timeout.expired():
                 self._timeout.reschedule(self._loop_time(self._limits[1]))
         self._last_output = now
@@ -249,7 +261,7 @@ class TextAnswer:
         try:
             await self._timeout.__aexit__(kind, error, trace)
         except TimeoutError:
-            raise self._deadline_error() from None
+            raise late or self._deadline_error() from None
 
     def _deadline_error(self) -> DeadlineExceededError:
         if self._first_output is None:
@@ -267,19 +279,24 @@ class TextAnswer:
             if choice.finish_reason is None:
                 choice.stream.close()
         status, reason = _outcome(error)
+        if isinstance(error, GlmserveError):
+            error.in_request_log = True
         self._on_end(self._record(200 if self._num_open == 0 and error is None else status, reason, error))
 
     def _record(self, status: int, reason_if_open: FinishReason, error: BaseException | None) -> RequestRecord:
-        usage = self.usage
+        usage, beginning = self.usage, self._beginning
         return RequestRecord(
             request_id=self.request_id,
             status=status,
             num_prompt_tokens=usage.prompt_tokens,
             num_cached_tokens=usage.cached_tokens,
-            e2e_seconds=time.monotonic() - self._arrival,
-            first_token_seconds=None if self._first_output is None else self._first_output - self._arrival,
-            choices=[choice.record(reason_if_open) for choice in self._choices],
+            e2e_seconds=time.monotonic() - beginning.accepted,
+            first_token_seconds=None if self._first_output is None else self._first_output - beginning.accepted,
+            choices=[choice.record(reason_if_open, beginning.submitted) for choice in self._choices],
             error=str(error) if isinstance(error, GlmserveError) else None,
+            admission_seconds=beginning.tokenizing - beginning.accepted,
+            tokenize_seconds=beginning.submitted - beginning.tokenizing,
+            slow_client_seconds=self.slow_client_seconds,
         )
 
 

@@ -17,11 +17,12 @@ import msgspec
 from glmserve.client.engine_client import EngineClient
 from glmserve.models.spec import ModelSpec
 from glmserve.observe.metrics import Metrics
-from glmserve.observe.request_log import RequestLog, RequestRecord
+from glmserve.observe.request_log import RequestLog
+from glmserve.observe.request_record import RequestRecord
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
 from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SEED_RANGE, SamplingParams
-from glmserve.text.answer import RunningChoice, TextAnswer
+from glmserve.text.answer import Beginning, RunningChoice, TextAnswer
 from glmserve.text.chat_format import ChatMessage
 from glmserve.text.output_text import OutputText
 from glmserve.text.tokenizer import Tokenizer
@@ -88,19 +89,23 @@ class TextGenerator:
         request: GenerationRequest,
         admit: Callable[[int, int], None] = lambda num_requests, num_tokens: None,
         on_close: Callable[[], None] = lambda: None,
+        accepted_time: float | None = None,
     ) -> TextAnswer:
         """Tokenize, check and hand to the engine.
 
         `admit(num_requests, num_tokens)` is called once the true size is known and may raise; `on_close` is called when
-        the answer has ended, and not at all if this raises.  Raises InvalidRequestError, ContextLengthError and
+        the answer has ended, and not at all if this raises.  `accepted_time` is from when the client counts, the request's
+        arrival_time by default.  Raises InvalidRequestError, ContextLengthError and
         EngineUnavailableError.
         """
         params = request.sampling_params
         self._check_token_ids(params)
+        tokenizing = time.monotonic()
         with self._client.http_work.tokenizing():
             prompts = [await self.encode(prompt) for prompt in request.prompts]
         budgets = [self._max_tokens(len(token_ids), request) for token_ids in prompts]
         admit(len(prompts) * params.n, sum(map(len, prompts)))
+        beginning = Beginning(request.arrival_time if accepted_time is None else accepted_time, tokenizing, time.monotonic())
         choices = self._submit(request, prompts, budgets)
 
         def on_end(record: RequestRecord) -> None:
@@ -108,7 +113,9 @@ class TextGenerator:
             self._metrics.observe_request(record)
             self._request_log.write(record)
 
-        return TextAnswer(request.request_id, request.arrival_time, prompts, choices, self._limits, on_end, self._metrics, self._client)
+        return TextAnswer(
+            request.request_id, request.arrival_time, beginning, prompts, choices, self._limits, on_end, self._metrics, self._client
+        )
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, off the event loop where it is long.  Raises InvalidRequestError for one that has none."""

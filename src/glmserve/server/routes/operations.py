@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from glmserve.observe.request_log import KEPT_LINES
 from glmserve.server.bodies import json_response
 from glmserve.server.services import services_of
 from glmserve.version import __version__
@@ -33,6 +35,16 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus' text format."""
     return Response(services_of(request).metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/slow")
+async def slow(
+    request: Request,
+    over: Annotated[float, Query(ge=0, description="Seconds that a request took at least")] = 2.0,
+    last: Annotated[int, Query(ge=1, le=KEPT_LINES, description="How many to list")] = 10,
+) -> Response:
+    """The last requests that took long, newest first: each its line of the request log, with a `cause` and, in words, `why`."""
+    return json_response({"requests": services_of(request).request_log.slowest(over, last)})
 
 
 @router.get("/version")

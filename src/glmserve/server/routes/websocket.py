@@ -74,6 +74,7 @@ class ChatSession:
             answer_id = message.get("id") if isinstance(message.get("id"), str) else None
             await self._act(message, text.encode())
         except GlmserveError as error:
+            self._services.log_refusal(self._websocket.scope, error)
             await self._send({"type": "error", "id": answer_id, **openai_body(error)})
 
     async def _act(self, message: dict[str, Any], raw: bytes) -> None:
