@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from glmserve.engine.fake import FakeOptions
+from tests.server.serving import ServerInThread
 from tests.web.conftest import ANSWER, Open, Start, answer_ids
 from tests.web.talking import ANSWERS, QUESTIONS, ask, button, wait_for_answer, wait_for_text
 
@@ -71,3 +73,21 @@ def test_a_page_opened_while_the_engine_loads_waits_too(open_page: Open, start_s
     ask(page, "too early")
     expect(page.locator("#banner")).to_contain_text("The server is not ready: the engine is starting")
     expect(wait_for_answer(page)).to_contain_text("Du Fu")
+
+
+def test_a_full_server_is_asked_again(open_page: Open, server: ServerInThread) -> None:
+    page = open_page(server)
+    refusals = iter([json.dumps({"error": {"message": "the queue is full", "code": "server_is_overloaded"}})])
+
+    def first_full_then_free(route: Route) -> None:
+        body = next(refusals, None)
+        if body is None:
+            route.continue_()
+        else:
+            route.fulfill(status=503, headers={"Retry-After": "1"}, body=body)
+
+    page.route("**/v1/chat/completions", first_full_then_free)
+    ask(page, "你好")
+    expect(page.locator("#banner")).to_contain_text("the queue is full")
+    expect(wait_for_answer(page)).to_contain_text("Du Fu")
+    expect(page.locator("#banner")).to_be_hidden()
