@@ -42,7 +42,7 @@ def doctor(
 
     glmserve doctor --checks pulses,cancel   [dim]some checks only; --list names them[/dim]
 
-    A server gets about 150 small requests and five long ones in up to a minute; --quick is shorter.
+    A server gets up to 155 small requests, five long ones and 3 s of steady load, in up to a minute; --quick is shorter.
     Exit status: 0 healthy, 1 something to mend, 2 it could not be examined.
     """
     from glmserve.tools.doctor import report  # here, since httpx and NVML would slow down every other command
@@ -55,7 +55,7 @@ def doctor(
     notes = Console(stderr=True, highlight=False)
     try:
         with notes.status("Looking ...") as status:
-            examination = asyncio.run(examine(target, config, lambda words: status.update(words)))
+            examination = asyncio.run(examine(target, config, status.update, announce=lambda words: notes.print(words, markup=False)))
     except (EngineUnavailableError, ModelLoadError) as error:
         notes.print(f"glmserve: {error}", markup=False, soft_wrap=True)
         raise typer.Exit(NOT_EXAMINED) from None

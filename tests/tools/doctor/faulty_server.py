@@ -32,6 +32,8 @@ class FaultyServer(ThreadingHTTPServer):
         self.holds_stream_back = False
         self.notices_leaving = True
         self.notices_leaving_whole = True  # of answers that are not streamed
+        self.word = "word"
+        self.max_running = 1000
         self.refuses = 0  # status of every message
         self.refuses_chat = False
         self.key = ""
@@ -94,11 +96,13 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(server.refuses, {"error": {"message": "the engine is dead"}})
         if server.refuses_chat and self.path == "/v1/chat/completions":
             return self._send(404, {"error": {"message": "no chat format"}})
+        if server.num_running >= server.max_running:
+            return self._send(429, {"error": {"message": "too many"}})
         with server.running():
             if server.is_chatglm:
                 return self._whole({"response": "字", "history": []}, max(1, body["max_length"] - 20))
             if not (body["stream"] and server.streams):
-                return self._whole({"choices": [{"message": {"content": "字"}}]}, body["max_tokens"])
+                return self._whole({"choices": [{"message": {"content": self.server.word}}]}, body["max_tokens"])
             return self._stream(body["max_tokens"])
 
     def _tokens(self, count: int, notices: bool = True) -> Iterator[None]:
@@ -125,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        event = b'data: {"choices": [{"delta": {"content": "word"}}]}\n\n'
+        event = b'data: {"choices": [{"delta": {"content": "%s"}}]}\n\n' % self.server.word.encode()
         held_back = b""
         for _ in self._tokens(num_tokens):
             if self.server.holds_stream_back:

@@ -58,11 +58,17 @@ def _after_recognition(server: FaultyServer, faults: dict[str, Any], check: str)
     return finding(server.url, check, reader=Later())
 
 
-def test_slow_messages_on_a_quick_web_layer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glmserve.tools.doctor.checks.http.MAX_MEAN_SECONDS", 0.3)
-    found = finding(start(one_at_a_time=True, token_seconds=0.1).url, "web_layer")
+def test_messages_that_are_lost_on_the_way_to_the_model(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = finding(start(max_running=1).url, "web_layer")
     assert found.verdict is Verdict.WARN
     assert "pages are quick" in found.summary
+    assert "failed (HTTP 429" in found.summary
+
+
+def test_answers_that_say_nothing(start: Start) -> None:
+    by_name = {check.name: found for check, found in look(start(word="").url, "answers,pulses").findings}
+    assert by_name["answers"].verdict is Verdict.WARN
+    assert by_name["pulses"].verdict is Verdict.OK  # a token that is a part of a character is an answer too
 
 
 def test_a_server_that_stops_for_streams_only(start: Start) -> None:

@@ -45,11 +45,12 @@ async def examine(
     config: DoctorConfig,
     note: Note,
     *,
+    announce: Note = lambda words: None,
     machine: Machine | None = None,
     reader: GpuReader | None = None,
     sizes: Sizes | None = None,
 ) -> Examination:
-    """Make the checks that were asked for and that apply.  `note` is told what is going on.
+    """Make the checks that were asked for and that apply.  `note` is told what is going on, `announce` what will be sent before it is.
 
     Raises EngineUnavailableError where nothing answers at a URL, ModelLoadError where there is no folder, SettingsError.
     """
@@ -69,15 +70,16 @@ async def examine(
         if not is_here:
             reader = reported
         patient = Patient(machine, is_here, reader, _gpu(reader, config.gpu, reported))
+        sizes = sizes or (QUICK if config.quick else Sizes())
+        announce(f"Examining {url}, {sizes.in_words()}")
         applicable = [check for check in checks if check.subject != "folder"]
-        findings = await _on_service(applicable, patient, service, config, sizes or (QUICK if config.quick else Sizes()), note, about)
+        findings = await _on_service(applicable, patient, service, config, sizes, note)
     return Examination(target, about, findings, time.monotonic() - begun)
 
 
 async def _on_service(
-    checks: list[Check], patient: Patient, service: Service, config: DoctorConfig, sizes: Sizes, note: Note, about: str
+    checks: list[Check], patient: Patient, service: Service, config: DoctorConfig, sizes: Sizes, note: Note
 ) -> list[tuple[Check, Finding]]:
-    note(f"{about}: sending about {sizes.num_small} small requests and 5 long ones, {sizes.concurrency} at most at a time")
     speaker = speaker_for(service, config.timeout)
     watch = (patient.reader, patient.gpu) if patient.reader is not None and patient.gpu is not None else None
     async with http_client(service.url, service.headers, config.timeout) as http:

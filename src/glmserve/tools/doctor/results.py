@@ -47,8 +47,9 @@ class BesideLong:
 
 @dataclass
 class PageLoad:
-    """Many requests of one kind, some at a time."""
+    """Many requests of one kind, some at a time; `alone_seconds` is of one before them."""
 
+    alone_seconds: float
     num: int
     concurrency: int
     mean_seconds: float

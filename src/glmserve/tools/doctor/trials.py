@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, TypeVar
 
 import httpx
@@ -45,11 +46,18 @@ class Sizes:
 
     @property
     def num_small(self) -> int:
-        """Pages and short messages in all, about."""
-        return 3 * self.num_short + self.num_pages + self.num_one_token + 10
+        """Pages and short messages in all, at most, but for those of the busy spell."""
+        return 3 * self.num_short + self.num_pages + self.num_one_token + 20
+
+    def in_words(self) -> str:
+        """For the user, before anything is sent."""
+        return (
+            f"sending at most {self.num_small} small requests and 5 long ones, up to {self.concurrency} at a time, "
+            f"and {self.num_short} at a time for {self.busy_seconds:g} s"
+        )
 
 
-QUICK = Sizes(num_short=3, short_seconds=0.7, long_factor=5, pause=0.1, num_pages=30, num_one_token=10, busy_seconds=1.5)
+QUICK = Sizes(num_short=3, short_seconds=0.5, long_factor=5, pause=0.1, num_pages=30, num_one_token=10, busy_seconds=1.5)
 
 
 class Trials:
@@ -106,6 +114,11 @@ class Trials:
         """Tokens of a short message on this server."""
         affordable = int(self.sizes.short_seconds / await self.seconds_per_token())
         return max(2, min(self.sizes.short_tokens, affordable))
+
+    async def tokens_per_second(self) -> float:
+        """Of one answer, the first token not counted where the answer is streamed."""
+        tokens = await self.short_tokens()
+        return median(_rate(reply, tokens) for reply in (await self.alone()).replies)
 
     async def alone(self) -> Alone:
         """Short messages one after the other, with pauses, the GPU watched."""
@@ -194,7 +207,7 @@ class Trials:
 
     async def _say_one_token(self) -> str:
         reply = await self.speaker.say(SHORT, 1, stream=False)
-        return "" if reply.status_code == 200 else reply.error  # one token may be a part of a character: no text, no error
+        return reply.error
 
     async def busy(self) -> Busy:
         """Short messages without a pause, several at a time, the GPU and /metrics watched."""
@@ -232,6 +245,8 @@ class Trials:
 
 async def _load(ask: Callable[[], Awaitable[str]], num: int, concurrency: int) -> PageLoad:
     """`ask` gives what went wrong, or nothing."""
+    asked = time.monotonic()
+    await ask()
     seconds, errors, left, started = [], [], num, time.monotonic()
 
     async def client() -> None:
@@ -244,7 +259,13 @@ async def _load(ask: Callable[[], Awaitable[str]], num: int, concurrency: int) -
             seconds.append(time.monotonic() - begun)
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
-    return PageLoad(num, concurrency, sum(seconds) / num, max(seconds), errors, num / (time.monotonic() - started))
+    return PageLoad(started - asked, num, concurrency, sum(seconds) / num, max(seconds), errors, num / (time.monotonic() - started))
+
+
+def _rate(reply: Reply, tokens: int) -> float:
+    if reply.num_moments < 3:
+        return tokens / max(reply.seconds, 1e-5)
+    return (tokens - 1) / (reply.arrivals[-1] - reply.arrivals[0])
 
 
 def _whole(reply: Reply) -> Reply:

@@ -15,8 +15,10 @@ QUICK_ENOUGH = 0.25  # seconds: below it nobody waits, and times say nothing
 async def answers(patient: Patient) -> Finding:
     """The first message is answered with text."""
     reply = await patient.tried.first()
-    if not reply.error:
+    if reply.arrivals and not reply.error:
         return ok(f"a short message took {reply.seconds:.2f} s", seconds=reply.seconds)
+    if not reply.error:
+        return warn("a short message is answered without a word", "Does it end at once? Ask it something with `glmserve chat URL`.")
     mend = ["See its log. `curl` the same: is it the model, a proxy before it, or a key (--api-key) that is missing?"]
     if patient.service.is_ours:
         mend = [f"GET {patient.service.url}/ready says what the engine lacks; the log says why."]
