@@ -129,6 +129,7 @@ def test_slow_requests_and_their_reasons(open_page: Open, server: ServerInThread
         page.click("#dashboard-tab")
     row = page.locator("table.slow tbody tr")
     expect(row).to_contain_text("waited 3.0 s behind <b>a long prompt</b>")
+    expect(row.locator(".tag")).to_have_text("queue")
     expect(row).to_contain_text("4.20 s")
     expect(row).to_contain_text("12 / 40")
     with page.expect_request("**/slow?over=5&last=10"):

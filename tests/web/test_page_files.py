@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import httpx
 import pytest
 
 from glmserve.engine.fake import FakeOptions
+from glmserve.observe import slow
 from glmserve.server.routes.web import FOLDER
 from tests.server.serving import MODEL, ServerInThread
 from tests.web.conftest import Start
@@ -76,13 +78,20 @@ def test_nothing_comes_from_elsewhere_and_no_markup_is_made_of_text() -> None:
     assert not re.search(r"<script(?![^>]*\bsrc=)|\son\w+=|\sstyle=", INDEX)
 
 
+def test_every_cause_has_a_word() -> None:
+    """A cause that `observe.slow` makes up newly shall not stand there without one."""
+    causes = set(re.findall(r'(?:Part\([^"]*|Reason\()"(\w+)"', Path(slow.__file__).read_text(encoding="utf-8"))) | {"deadline", "failed"}
+    assert len(causes) > 10
+    assert {f"cause_{cause}" for cause in causes} == {key for key in _words("en") if key.startswith("cause_")}
+
+
 def test_both_languages_say_the_same_things() -> None:
     words = {name: _words(name) for name in ("en", "zh")}
     assert list(words["en"]) == list(words["zh"])
     holes = {name: {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in said.items()} for name, said in words.items()}
     assert holes["en"] == holes["zh"]
     source = INDEX + "".join(path.read_text(encoding="utf-8") for path in SCRIPTS if path.parent.name != "words")
-    composed = ("heard_", "theme_", "state_", "server_", "stopped_by_you", "broke_off", "page_closed")  # named by a state
+    composed = ("cause_", "heard_", "theme_", "state_", "server_", "stopped_by_you", "broke_off", "page_closed")  # named by a state
     unused = [key for key in words["en"] if not key.startswith(composed) and not re.search(rf'["\s{{]{key}[":]', source)]
     assert unused == []
     said = re.findall(r'say\("(\w+)"', source) + re.findall(r'data-say(?:-label|-placeholder)?="(\w+)"', INDEX)

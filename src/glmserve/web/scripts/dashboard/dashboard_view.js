@@ -163,7 +163,7 @@ function chartOf(title, format, lines) {
     title: say(words),
     value: (point) => point[field],
   }));
-  const chart = new TimeChart({ series, format, seconds: WINDOW });
+  const chart = new TimeChart({ series, format, seconds: WINDOW, most: format === percent ? 1 : Infinity });
   chart.describe(say(title));
   const legend = series.map(({ name, title: text }) => element("span", { class: "legend-entry" }, element("i", { class: `swatch back-${name}` }), text));
   const head = element("div", { class: "card-head" }, element("h2", { text: say(title) }), element("div", { class: "legend" }, ...legend));

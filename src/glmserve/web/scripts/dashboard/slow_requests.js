@@ -2,7 +2,7 @@
 
 import { ApiError, call } from "../api/client.js";
 import { element } from "../page/element.js";
-import { say } from "../page/language.js";
+import { canSay, say } from "../page/language.js";
 import { count, duration } from "../page/numbers.js";
 import { recall, remember } from "../page/preferences.js";
 
@@ -68,6 +68,11 @@ export class SlowRequests {
   }
 }
 
+/** The cause in a word, where this page knows it; the sentence beside it is the server's. */
+function causeNode(cause) {
+  return canSay(`cause_${cause}`) ? element("span", { class: "tag", text: say(`cause_${cause}`) }) : null;
+}
+
 function rowOf(request) {
   const when = request.timestamp ? new Date(request.timestamp).toLocaleTimeString("en-GB") : "";
   const cells = [
@@ -75,7 +80,7 @@ function rowOf(request) {
     element("td", { class: "number", text: duration(request.e2e_seconds ?? null) }),
     element("td", { class: "number", text: duration(request.first_token_seconds ?? null) }),
     element("td", { class: "number", text: `${count(request.prompt_tokens ?? null)} / ${count(request.completion_tokens ?? null)}` }),
-    element("td", { text: request.why ?? "", "data-cause": request.cause }),
+    element("td", {}, causeNode(request.cause), request.why ?? ""),
   ];
   return element("tr", {}, ...cells);
 }

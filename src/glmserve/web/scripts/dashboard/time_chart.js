@@ -13,9 +13,12 @@ export class TimeChart {
   #points = [];
   #drawn = null; // {x, from, to} of the last drawing
 
-  /** `series`: [{name, title, value(point)}]; `format` writes a value; `seconds` is the width once there are points for it; `top` a fixed highest value. */
-  constructor({ series, format, seconds, height = 170, top = null, stacked = false }) {
-    Object.assign(this, { series, format, seconds, height, top, stacked });
+  /**
+   * `series`: [{name, title, value(point)}]; `format` writes a value; `seconds` is the width once there are points for it;
+   * `top` a fixed highest value, `most` the highest that can be.
+   */
+  constructor({ series, format, seconds, height = 170, top = null, most = Infinity, stacked = false }) {
+    Object.assign(this, { series, format, seconds, height, top, most, stacked });
     this.node = element("div", { class: "chart-frame" }, this.#canvas, this.#tip);
     this.#canvas.addEventListener("pointermove", (event) => this.#point(event));
     this.#canvas.addEventListener("pointerleave", () => this.#hideTip());
@@ -30,7 +33,7 @@ export class TimeChart {
     const to = points.at(-1).time;
     const span = Math.min(this.seconds, Math.max(LEAST_SECONDS, to - points[0].time));
     const from = to - span;
-    const top = this.top ?? niceTop(Math.max(...points.flatMap((point) => this.series.map(({ value }) => value(point) ?? 0))));
+    const top = this.top ?? Math.min(this.most, niceTop(Math.max(...points.flatMap((point) => this.series.map(({ value }) => value(point) ?? 0)))));
     const x = (time) => MARGIN.left + ((time - from) / span) * (width - MARGIN.left - MARGIN.right);
     const y = (value) => this.height - MARGIN.bottom - (value / top) * (this.height - MARGIN.top - MARGIN.bottom);
     this.#drawn = { x, from, to };
