@@ -12,6 +12,7 @@ from glmserve.cli.bench import bench
 from glmserve.cli.chat import chat
 from glmserve.cli.doctor import doctor
 from glmserve.cli.serve import serve
+from glmserve.cli.slow import slow
 from glmserve.config import wants_traces
 from glmserve.protocol.errors import GlmserveError, SettingsError
 from glmserve.version import __version__
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(chat)
+app.command()(slow)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 
