@@ -143,12 +143,14 @@ def test_requests_per_second_are_answers_or_else_http_requests() -> None:
 
 def test_nvml_by_the_side() -> None:
     text = page(nvml_memory_used_bytes=60, nvml_memory_total_bytes=80, nvml_power_watts=350, nvml_power_limit_watts=700)
-    text += 'glmserve:nvml_throttle{reason="hw_slowdown"} 1\nglmserve:nvml_throttle{reason="sw_power_cap"} 0\n'
+    text += 'glmserve:nvml_throttle{reason="hw_slowdown"} 0\nglmserve:nvml_throttle{reason="sw_power_cap"} 1\n'
     text += 'glmserve:nvml_temperature_celsius{gpu="0"} 60\nglmserve:nvml_temperature_celsius{gpu="1"} 71\n'
     signals = read_all(history(text, text), 10)
     assert signals["nvml_memory"] == 0.75
     assert signals["nvml_power"] == 0.5
-    assert signals["nvml_throttled"] == 1
+    assert signals["nvml_throttled"] == 0  # at its power limit a GPU is well
+    hot = text + 'glmserve:nvml_throttle{reason="hw_thermal"} 1\n'
+    assert SIGNALS["nvml_throttled"].read(history(hot, hot), 10) == 1
     assert signals["nvml_temperature"] == 71
 
 

@@ -11,6 +11,7 @@ import typer
 from glmserve.cli.bench import bench
 from glmserve.cli.chat import chat
 from glmserve.cli.doctor import doctor
+from glmserve.cli.monitor import monitor
 from glmserve.cli.serve import serve
 from glmserve.cli.slow import slow
 from glmserve.config import wants_traces
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(chat)
 app.command()(slow)
+app.command()(monitor)
 app.command()(doctor)
 app.add_typer(bench, name="bench")
 

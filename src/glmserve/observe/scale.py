@@ -95,10 +95,7 @@ def _refused(window: Window) -> Demand | None:
 
 
 def _first_token(window: Window, targets: ScaleTargets) -> Demand | None:
-    """The part of the time to first token that is waiting, held against what the target leaves for it.
-
-    What is no waiting (a long prompt, a slow chip) no further replica makes shorter.
-    """
+    """Held against its target, where a good part of it is waiting: what is none (a long prompt, a slow chip) no replica makes shorter."""
     ttft, waiting = window.quantile("time_to_first_token_seconds", TAIL), window.quantile("request_queue_time_seconds", TAIL)
     if ttft is None or waiting is None:
         return None
@@ -107,8 +104,7 @@ def _first_token(window: Window, targets: ScaleTargets) -> Demand | None:
     if waiting < WAITING_SHARE * ttft:
         missed = "; that is not for lack of replicas: see `glmserve slow`" if ttft > targets.ttft else ""
         return Demand("ttft", None, words + missed)
-    room = targets.ttft - (ttft - waiting)
-    return Demand("ttft", waiting / room if room > 0 else MOST_LOAD, words)
+    return Demand("ttft", ttft / targets.ttft, words)
 
 
 class ScaleSignal:

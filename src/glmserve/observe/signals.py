@@ -118,9 +118,9 @@ def _power(history: History, seconds: float) -> float | None:
 
 
 def _throttled(history: History, seconds: float) -> float | None:
-    last = history.last
-    series = last.series("nvml_throttle") if last else {}
-    return max(series.values(), default=None)
+    """A GPU at its power limit works as hard as it is sold to: `nvml_power` tells that, and it is no fault."""
+    reasons = history.last.by("nvml_throttle", "reason") if history.last else {}
+    return max((value for reason, value in reasons.items() if reason != "sw_power_cap"), default=None)
 
 
 def _hottest(history: History, seconds: float) -> float | None:
@@ -194,7 +194,7 @@ _ALL = (
     Signal("nvml_memory", Unit.SHARE, "nvml_memory_used_bytes", "GPU memory in use, by any program", _memory),
     Signal("nvml_power", Unit.SHARE, "nvml_power_watts", "Power drawn, of the limit", _power),
     Signal("nvml_temperature", Unit.CELSIUS, "nvml_temperature_celsius", "Temperature of the hottest GPU", _hottest),
-    Signal("nvml_throttled", Unit.COUNT, "nvml_throttle", "1 while a GPU is slowed down by power, heat or hardware", _throttled),
+    Signal("nvml_throttled", Unit.COUNT, "nvml_throttle", "1 while a GPU is slowed down by heat or its hardware", _throttled),
 )
 SIGNALS = {signal.name: signal for signal in _ALL}
 

@@ -1,0 +1,1 @@
+"""Watches servers from outside, over HTTP: a live page, lines for a log, alert rules.  Serves any server with vLLM's metric names."""
