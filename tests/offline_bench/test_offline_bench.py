@@ -12,8 +12,9 @@ import pytest
 
 from glmserve.models.chatglm.spec import spec_from_config
 from glmserve.models.floor import Workload
-from glmserve.offline_bench.run import random_prompt, read_workloads
+from glmserve.offline_bench.run import idle_share, random_prompt, read_workloads
 from glmserve.protocol.errors import SettingsError
+from glmserve.protocol.stats import DeviceSeconds
 
 CONFIG = Path(__file__).parents[1] / "fixtures" / "tokenizer" / "config.json"
 
@@ -34,6 +35,14 @@ def test_throughput_of_a_workloads_file_beside_its_floor(tmp_path: Path) -> None
     assert len(row["seconds"]) == 2
     assert row["out_tok_s"] == pytest.approx(12 / min(row["seconds"]))
     assert 0 < row["floor_share"] < 1
+    assert 0 < row["idle"] < 1, "a CPU computes nothing while it plans the next step"
+
+
+def test_idle_is_time_without_a_step_while_there_was_work() -> None:
+    before = DeviceSeconds(prefill=1, decode=1, idle_no_work=5, idle_scheduling=1)
+    after = DeviceSeconds(prefill=2, decode=8, sampling=1, idle_no_work=50, idle_scheduling=1.5, idle_kv_full=0.5)
+    assert idle_share(before, after) == pytest.approx(1 / 10)
+    assert idle_share(before, before) == 0
 
 
 def test_latency(tmp_path: Path) -> None:

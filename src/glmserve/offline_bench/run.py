@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from glmserve.llm import LLM
@@ -17,6 +18,7 @@ from glmserve.models.spec import ModelSpec
 from glmserve.offline_bench.chip import Utilization
 from glmserve.protocol.errors import SettingsError
 from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.protocol.stats import DeviceSeconds
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -24,6 +26,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def run_workload(llm: LLM, workload: Workload, chip: Chip) -> dict[str, Any]:
     """Figures of one workload: greedy, the end token ignored, the best of its repeats, each with prompts of its own."""
     device = torch.device(llm.engine.ready.device)
+    spent_before = msgspec.structs.replace(llm.engine.stats().gpu_time_seconds)
     with Utilization(device) as utilization:
         seconds = [time_once(llm, workload, seed) for seed in range(workload.repeats)]
     best = min(seconds)
@@ -41,8 +44,17 @@ def run_workload(llm: LLM, workload: Workload, chip: Chip) -> dict[str, Any]:
         "floor_share": floor.seconds / best,
         "mbu": floor.num_bytes / best / chip.bytes_per_second,
         "mfu": floor.num_flops / best / chip.flops_per_second,
+        "idle": idle_share(spent_before, llm.engine.stats().gpu_time_seconds),
         "nvml_percent": utilization.mean,
     }
+
+
+def idle_share(before: DeviceSeconds, after: DeviceSeconds) -> float:
+    """Of the device's time between the two, while there was work: what it spent waiting for the host, or for K/V blocks."""
+    grown = {name: value - getattr(before, name) for name, value in msgspec.structs.asdict(after).items()}
+    waited = grown["idle_scheduling"] + grown["idle_kv_full"]
+    worked = grown["prefill"] + grown["decode"] + grown["sampling"]
+    return waited / (waited + worked) if worked else 0.0
 
 
 def time_once(llm: LLM, workload: Workload, seed: int) -> float:
@@ -92,7 +104,7 @@ def heading(llm: LLM, chip: Chip) -> Iterator[str]:
     yield f"measured here: copy {chip.bytes_per_second / 1e12:.3g} TB/s, matrix product {chip.flops_per_second / 1e12:.3g} TFLOP/s"
 
 
-HEAD = "| workload | out tok/s | in tok/s | seconds | share of floor | MBU | MFU | NVML |\n|---|---|---|---|---|---|---|---|"
+HEAD = "| workload | out tok/s | in tok/s | seconds | share of floor | MBU | MFU | idle | NVML |\n|---|---|---|---|---|---|---|---|---|"
 
 
 def markdown_row(row: dict[str, Any]) -> str:
@@ -101,7 +113,7 @@ def markdown_row(row: dict[str, Any]) -> str:
     shape = f"{row['num_prompts']} x {row['input_len']}+{row['output_len']}"
     return (
         f"| {row['name']} ({shape}) | {row['out_tok_s']:,.0f} | {row['in_tok_s']:,.0f} "
-        f"| {_best_first(row['seconds'])} | {row['floor_share']:.0%} | {row['mbu']:.0%} | {row['mfu']:.0%} | {nvml} |"
+        f"| {_best_first(row['seconds'])} | {row['floor_share']:.0%} | {row['mbu']:.0%} | {row['mfu']:.0%} | {row['idle']:.1%} | {nvml} |"
     )
 
 
