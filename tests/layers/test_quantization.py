@@ -49,7 +49,8 @@ def test_the_original_dequantizes_to_the_same_numbers(shared: Path, model: str, 
         assert torch.equal(released_rows(part["packed"], part["scale_fp16"], bits).dequantize(torch.float32), part["dequant_f32"])
         ours = quantize_rows(part["original_fp16"], "int8" if bits == 8 else "int4").dequantize(torch.float32)
         original = part["original_fp16"].float()
-        assert (ours - original).norm() <= 1.01 * (part["dequant_f32"] - original).norm()  # rounded as well as the release
+        of_the_release = (part["dequant_f32"] - original).norm()
+        assert (ours - original).norm() <= (1.01 if bits == 8 else 0.95) * of_the_release
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
@@ -60,13 +61,16 @@ def test_every_number_is_rounded_to_a_level_beside_it(weight_format, dtype):
     assert rows.weight.dtype == PACKED_DTYPES[weight_format]
     assert rows.weight.shape == (7, packed_columns(weight_format, 24))
     error = (rows.dequantize(torch.float32) - original.float()).abs()
-    half_a_level = {"int8": 0.5, "int4": 0.5, "fp8": 16.0}[weight_format]  # fp8: of its coarsest levels, 256 to 448
-    assert (error <= rows.scale * half_a_level * 1.001).all()
+    most = {"int8": 0.5, "int4": 1.0, "fp8": 16.0}[weight_format]  # int4: what would be 8; fp8: half of its coarsest levels, 256 to 448
+    assert (error <= rows.scale.abs() * most * 1.001).all()
+    largest = original.float().abs().max(dim=1)
+    assert (error.gather(1, largest.indices[:, None])[:, 0] <= largest.values * 1e-6).all()
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_a_row_of_zeros_stays_zero(weight_format):
-    assert not quantize_rows(torch.zeros(2, 4), weight_format).dequantize(torch.float32).any()
+    rows = quantize_rows(torch.tensor([[0.0] * 4, [1e-40] * 4]), weight_format)
+    assert rows.scale.all() and not rows.dequantize(torch.float32).any()
 
 
 def test_int4_needs_an_even_number_of_columns():

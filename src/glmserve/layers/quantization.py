@@ -15,7 +15,8 @@ from glmserve.kernels.scaled_rows import LARGEST_FP8
 from glmserve.protocol.weight_format import WeightFormat
 
 PACKED_DTYPES: dict[WeightFormat, torch.dtype] = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
-_LARGEST_LEVEL: dict[WeightFormat, float] = {"int8": 127, "int4": 7, "fp8": LARGEST_FP8}
+_LEVELS: dict[WeightFormat, tuple[float, float]] = {"int8": (-127, 127), "int4": (-8, 7), "fp8": (-LARGEST_FP8, LARGEST_FP8)}
+_NOTHING = 1e-30  # a row of smaller numbers becomes zeros: its scale could not be held
 
 
 class QuantizedRows(NamedTuple):
@@ -49,17 +50,19 @@ def packed_columns(weight_format: WeightFormat, in_features: int) -> int:
 
 
 def quantize_rows(rows: torch.Tensor, weight_format: WeightFormat) -> QuantizedRows:
-    """Round [rows, in_features] of any float dtype: the largest number of each row becomes the format's largest level.
+    """Round [rows, in_features] of any float dtype to the nearest level; what is largest in a row becomes the format's largest level.
 
-    Source: the released checkpoints' scale, max|w| / (2 ** (bits - 1) - 1), rounded half to even.
+    int8, as in the released checkpoints: max|w| becomes 127 or -127.  int4 has a level more below zero than above: the number of max|w|
+    becomes -8, if need be by a scale below zero, which loses less than the released -7 to 7 (docs/quantization.md).
     """
     rows = rows.float()
-    largest = _LARGEST_LEVEL[weight_format]
-    scale = rows.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny) / largest
+    lowest, highest = _LEVELS[weight_format]
+    extreme = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) if weight_format == "int4" else -rows.abs().amax(dim=1, keepdim=True)
+    scale = torch.where(extreme.abs() < _NOTHING, 1.0, extreme / lowest)
     levels = rows / scale
     if weight_format == "fp8":
-        return QuantizedRows(levels.clamp_(-largest, largest).to(torch.float8_e4m3fn), scale)
-    integers = levels.round_().clamp_(-largest, largest).to(torch.int8)
+        return QuantizedRows(levels.clamp_(lowest, highest).to(torch.float8_e4m3fn), scale)
+    integers = levels.round_().clamp_(lowest, highest).to(torch.int8)
     return QuantizedRows(pack_int4(integers) if weight_format == "int4" else integers, scale)
 
 
