@@ -7,7 +7,6 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +189,10 @@ def test_no_such_folder_and_no_such_check(folder: Path, tmp_path: Path) -> None:
         look(str(folder), "pulses,polses")
 
 
-def test_a_quantized_folder_on_a_card_with_room_for_the_whole_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from glmserve.tools.doctor.model_folder import ModelFolder
-
-    spec = replace(ModelFolder(folder).spec(), torch_dtype="float16")
-    monkeypatch.setattr(ModelFolder, "spec", lambda self: spec)
-    edit_config(folder, quantization_bit=4)
-    found = finding(str(folder), "dtype", reader=FakeGpu())
-    assert found.verdict is Verdict.WARN
-    assert "has room for the fp16 model" in found.summary
-    assert finding(str(folder), "dtype").verdict is Verdict.OK
+def test_a_quantized_folder(folder: Path) -> None:
+    edit_config(folder, quantization_bit=4, torch_dtype="float16")
+    assert finding(str(folder), "dtype").summary == "int4 weights"
+    assert finding(str(folder), "dtype", reader=FakeGpu()).summary == "int4 weights; Fake A10 has room for the fp16 model"
+    plain = finding(str(folder), "memory", reader=FakeGpu(memory_used=0)).evidence["weights_bytes"]
+    edit_config(folder, quantization_bit=0)
+    assert plain < finding(str(folder), "memory", reader=FakeGpu(memory_used=0)).evidence["weights_bytes"]

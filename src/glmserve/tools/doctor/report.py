@@ -1,4 +1,4 @@
-"""An examination for people (what is wrong first, with its mend) and for programs (JSON)."""
+"""An examination for people, who see what is wrong with its mend, and for programs (JSON)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ VERDICT_WIDTH = len("skipped")
 
 
 def show(examination: Examination, console: Console) -> None:
-    """What is wrong with what to do, then what is well, a line each, then what was not examined and why, then the sum of it."""
+    """A line for what is well, then what was not examined and why; what is wrong stands last, where a terminal's reader looks."""
     console.print(Text(examination.about), style="bold")
     by_verdict: dict[Verdict, list[tuple[Check, Finding]]] = {verdict: [] for verdict in Verdict}
     for check, finding in examination.findings:
         by_verdict[finding.verdict].append((check, finding))
-    told: dict[str, str] = {}
-    for verdict in (Verdict.FAIL, Verdict.WARN):
-        for check, finding in by_verdict[verdict]:
-            _show_trouble(check, finding, told, console)
-    if by_verdict[Verdict.FAIL] or by_verdict[Verdict.WARN]:
-        console.print()
     for check, finding in by_verdict[Verdict.OK]:
         console.print(_line(Verdict.OK, check.name, finding.summary))
     for reason, names in _by_reason(by_verdict[Verdict.SKIPPED]).items():
         console.print(_line(Verdict.SKIPPED, ", ".join(names), reason, wide=True))
+    told: dict[str, str] = {}
+    troubles = [*by_verdict[Verdict.FAIL], *by_verdict[Verdict.WARN]]
+    for check, finding in troubles:
+        _show_trouble(check, finding, told, console)
+    if troubles:
+        console.print()
     console.print(Text(_sum(examination), style="bold"))
 
 

@@ -103,14 +103,8 @@ async def dtype(patient: Patient) -> Finding:
     spec, bits, gpu = patient.files.usable_spec(), patient.files.quantization_bits, patient.gpu
     evidence = {"dtype": spec.torch_dtype, "quantization_bits": bits, "gpu": gpu.name if gpu else None}
     if bits:
-        if gpu is not None and _usable(gpu) > ROOMY * patient.files.half_precision_bytes():
-            return warn(
-                f"int{bits} weights, and {gpu.name} has room for the fp16 model",
-                "int4 and int8 save memory; in batches they are slower than fp16, and the released code is slower always.",
-                f"`glmserve bench throughput --model FOLDER` on both tells. The fp16 release has the same name without -int{bits}.",
-                **evidence,
-            )
-        return ok(f"int{bits} weights", **evidence)
+        remark = f"; {gpu.name} has room for the fp16 model" if gpu and _usable(gpu) > ROOMY * patient.files.half_precision_bytes() else ""
+        return ok(f"int{bits} weights{remark}", **evidence)
     if spec.torch_dtype == "float32" and gpu is not None:
         return warn(
             "float32 weights: on a GPU they take twice the memory and time of half precision",
