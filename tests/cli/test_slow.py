@@ -20,7 +20,7 @@ def test_a_table_for_people(glmserve: Run) -> None:
     assert result.returncode == 0, result.stderr
     [heading, row] = result.stdout.splitlines()
     assert "why" in heading and "took" in heading
-    assert "11-22 21:27:00" in row and "4.50 s" in row and "1,200 + 35" in row and "chat-1" in row
+    assert "11-22 21:27:00" in row and "4.50 s" in row and "1,200+35" in row and "chat-1" in row
     assert "waited 3.1 s for K/V blocks: 14 requests before it held all of them" in row
 
 

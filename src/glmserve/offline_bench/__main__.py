@@ -14,9 +14,9 @@ import torch
 from glmserve.config import EngineConfig, wants_traces
 from glmserve.llm import LLM
 from glmserve.models.floor import Chip, Workload
-from glmserve.offline_bench.chip import measure_chip
 from glmserve.offline_bench.run import DTYPES, HEAD, heading, markdown_row, read_workloads, run_workload, time_once
 from glmserve.protocol.errors import GlmserveError
+from glmserve.runner.chip import measure_chip
 from glmserve.tools.bench.settings import LatencyConfig, ThroughputConfig
 
 

@@ -15,7 +15,7 @@ import torch
 from glmserve.llm import LLM
 from glmserve.models.floor import Chip, Workload, floor_of
 from glmserve.models.spec import ModelSpec
-from glmserve.offline_bench.chip import Utilization
+from glmserve.offline_bench.utilization import Utilization
 from glmserve.protocol.errors import SettingsError
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.protocol.stats import DeviceSeconds
