@@ -79,9 +79,8 @@ def _show(ladder: Ladder, console: Console) -> None:
     for row in rows:
         table.add_row(*(row[at] for at in shown))
     console.print(table)
-    for row in ladder.rows:
-        if row.figures is None:
-            console.print(f"{row.number} {row.name}: {row.missing}", markup=False)
+    for missing in (row for row in ladder.rows if row.figures is None):
+        console.print(f"{missing.number} {missing.name}: {missing.missing}", markup=False)
     for line in (*summary(ladder), *notes(ladder)):
         console.print(line, markup=False)
 
