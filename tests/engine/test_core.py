@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import msgspec
 import pytest
@@ -27,12 +26,11 @@ MODELS = ["chatglm-tiny", "llama-tiny"]
 
 @pytest.fixture(params=["at once", "one step late"])
 def engine_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeEngine]:
-    """Engines on the fixture models.  Late: as on a GPU, with pretended events and pinned memory."""
+    """Engines on the fixture models.  Late: as on a GPU, with pretended pinned memory."""
 
     def make(model: str = "chatglm-tiny", **settings: Any) -> EngineCore:
         engine = make_engine(FIXTURES / model, device="cpu", **settings)
         if request.param == "one step late":
-            monkeypatch.setattr(torch.cuda, "Event", mock.Mock)
             monkeypatch.setattr(model_runner, "_to_pinned", torch.Tensor.clone)
             engine.runner.on_gpu = True
         return engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from glmserve.models.chatglm.spec import spec_from_config
-from glmserve.models.floor import Chip, Workload, floor_of, head_values, layer_values
+from glmserve.models.floor import Chip, StepCosts, Workload, floor_of, head_bytes, head_values, layer_bytes, layer_values
 
 SPEC = spec_from_config({"vocab_size": 130528, "hidden_size": 4096, "num_layers": 28, "num_attention_heads": 32})
 BF16, FP8 = Chip("H200", 4.2e12, 736e12), Chip("H200", 4.2e12, 1369e12)
@@ -31,3 +31,25 @@ def test_output_tokens_a_second(num_prompts: int, input_len: int, output_len: in
     tokens = num_prompts * output_len
     assert tokens / floor_of(workload, SPEC, BF16).seconds == pytest.approx(bf16, rel=0.01)
     assert tokens / floor_of(workload, SPEC, FP8, weight_bytes=1, kv_bytes=1).seconds == pytest.approx(fp8, rel=0.01)
+
+
+def test_a_decode_step_reads_each_matrix_once_and_each_request_s_own_keys_and_values() -> None:
+    costs = StepCosts(SPEC, layer_bytes(SPEC, 2), head_bytes(SPEC, 2), kv_bytes=2)
+    one, many = costs.decode(1, 100), costs.decode(32, 3200)
+    token_bytes = 2 * 28 * 4096 * 2
+    assert one.read_bytes == pytest.approx(12.34e9 + 100 * token_bytes, rel=0.001)
+    assert many.read_bytes - one.read_bytes == 3100 * token_bytes
+    assert (one.write_bytes, many.write_bytes) == (token_bytes, 32 * token_bytes)
+    assert many.flops == 32 * one.flops
+    assert one.flops == pytest.approx(12.34e9 + 4 * 28 * 4096 * 100, rel=0.001)
+
+
+def test_a_prefill_step_needs_no_scores_and_pairs_by_who_sees_whom() -> None:
+    costs = StepCosts(SPEC, layer_bytes(SPEC, 2), head_bytes(SPEC, 2), kv_bytes=1)
+    pair, token = 4 * 28 * 4096, 2 * layer_values(SPEC)
+    whole, causal, later = (costs.prefill([chunk]) for chunk in ((0, 10, False), (0, 10, True), (90, 10, True)))
+    assert (whole.flops - 10 * token, causal.flops - 10 * token, later.flops - 10 * token) == (100 * pair, 55 * pair, 955 * pair)
+    assert whole.read_bytes == layer_bytes(SPEC, 2) and later.read_bytes - causal.read_bytes == 90 * 2 * 28 * 4096
+    assert whole.write_bytes == 10 * 2 * 28 * 4096
+    both = costs.prefill([(0, 10, False), (90, 10, True)])
+    assert both.flops == whole.flops + later.flops and both.read_bytes == later.read_bytes

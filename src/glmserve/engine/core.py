@@ -38,6 +38,7 @@ class EngineCore:
         self.max_model_len = loaded.ready.max_model_len
         self._in_flight: StepHandle | None = None
         self._seeds = random.Random(config.seed)
+        self.runner.clock.restart()
         self.account = StepAccount(time.monotonic(), step_costs(self.spec, self.ready), self.ready)
 
     def describe(self) -> EngineReady:

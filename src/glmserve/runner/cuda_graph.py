@@ -33,10 +33,14 @@ class DecodeGraphs:
         """The smallest captured size that holds `num_rows`."""
         return next(size for size in self._sizes if size >= num_rows)
 
-    def replay(self, size: int) -> torch.Tensor:
-        """Run the step; the logits [size, vocab_size] are overwritten by the next replay of this size."""
+    def prepare(self, size: int) -> None:
+        """Capture the step of this size unless that is done.  The inputs must be in place, since capturing runs it once."""
         if size not in self._graphs:
             self.capture(size)
+
+    def replay(self, size: int) -> torch.Tensor:
+        """Run the step; the logits [size, vocab_size] are overwritten by the next replay of this size."""
+        self.prepare(size)
         graph, logits = self._graphs[size]
         graph.replay()
         return logits

@@ -93,6 +93,10 @@ class StepClock:
         self._marker = marker
         self._last_end = marker.mark()
 
+    def restart(self) -> None:
+        """Nothing before now counts: warming up is over."""
+        self._last_end = self._marker.mark()
+
     def begin(self) -> StepMarks:
         """The inputs are on their way; what is launched from here on is the step."""
         return StepMarks(time.monotonic(), self._marker.mark())
