@@ -13,7 +13,15 @@ from glmserve.tools.doctor.settings import DoctorConfig
 from glmserve.tools.doctor.trials import Sizes
 
 SMALL = Sizes(
-    short_tokens=10, short_seconds=60, long_factor=6, pause=0, num_pages=10, num_one_token=10, busy_seconds=0.3, hang_up_seconds=1.0
+    short_tokens=6,
+    min_seconds=0,
+    short_seconds=60,
+    long_factor=6,
+    pause=0,
+    num_pages=10,
+    num_one_token=10,
+    busy_seconds=0.2,
+    hang_up_seconds=1.0,
 )
 
 

@@ -30,7 +30,9 @@ def server() -> Iterator[ServerInThread]:
 
 def test_our_own_server(server: ServerInThread, cuda_machine: Machine) -> None:
     server.http.headers["Authorization"] = "Bearer k"
-    for_it = Sizes(short_tokens=6, short_seconds=60, long_factor=6, pause=0, num_pages=30, num_one_token=10, busy_seconds=0.5)
+    for_it = Sizes(
+        short_tokens=6, min_seconds=0, short_seconds=60, long_factor=6, pause=0, num_pages=30, num_one_token=10, busy_seconds=0.5
+    )
     examined = look(server.url, reader=FakeGpu(), machine=cuda_machine, api_key="k", sizes=for_it)
     assert examined.is_healthy, [(check.name, found) for check, found in examined.findings if found.verdict is not Verdict.OK]
     assert examined.about == f"glmserve with tiny-glm at {server.url}, on this machine"

@@ -35,7 +35,8 @@ class Sizes:
 
     num_short: int = 5
     short_tokens: int = 16
-    short_seconds: float = 1.5  # a short message is made shorter until it takes no longer
+    min_seconds: float = 0.2  # on a quick server a short message gets up to four times those tokens, to be worth a measurement
+    short_seconds: float = 1.5  # on a slow one it is made shorter until it takes no longer
     long_factor: int = 8  # a long answer has so many times the tokens of a short one
     pause: float = 0.2
     num_pages: int = 100
@@ -112,8 +113,9 @@ class Trials:
 
     async def short_tokens(self) -> int:
         """Tokens of a short message on this server."""
-        affordable = int(self.sizes.short_seconds / await self.seconds_per_token())
-        return max(2, min(self.sizes.short_tokens, affordable))
+        rate, usual = await self.seconds_per_token(), self.sizes.short_tokens
+        wanted = max(usual, min(4 * usual, int(self.sizes.min_seconds / rate)))
+        return max(2, min(wanted, int(self.sizes.short_seconds / rate)))
 
     async def tokens_per_second(self) -> float:
         """Of one answer, the first token not counted where the answer is streamed."""

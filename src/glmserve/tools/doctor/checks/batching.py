@@ -39,7 +39,7 @@ async def pulses(patient: Patient) -> Finding:
     }
     times = f"{num} at once took {together.seconds:.2f} s, one alone {alone.seconds:.2f} s"
     in_line = ratio >= 0.7 * num and together.ends[-1] >= 0.5 * num * together.ends[0]
-    if not in_line or together.seconds < QUICK_ENOUGH:
+    if not in_line or together.seconds < QUICK_ENOUGH / 2:
         return ok(f"{times} ({ratio:.1f} times)", **evidence)
     line = ", ".join(f"{end:.1f}" for end in together.ends)
     return fail(f"one request at a time: {times}; they ended after {line} s.{_pulse_words(gpu)}", *_batching(patient.service), **evidence)
