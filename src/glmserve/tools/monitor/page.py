@@ -151,7 +151,7 @@ class MonitorPage(App[None]):
             "#latency": panels.latency(values),
             "#device": panels.device(server, values, shares),
             "#course": SharesOverTime(trails.shares, 8),
-            "#slow-requests": panels.slow(server, self._slow_over),
+            "#slow-requests": panels.slow(server, self._slow_over, self.size.width),
         }
         for name, picture in pictures.items():
             self.query_one(name, Static).update(picture)

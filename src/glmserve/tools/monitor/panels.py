@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from rich.columns import Columns
@@ -127,20 +128,21 @@ def legend(shares: dict[str, float]) -> RenderableType:
     )
 
 
-def slow(server: WatchedServer, slow_over: float) -> RenderableType:
+def slow(server: WatchedServer, slow_over: float, width: int) -> RenderableType:
     """The slow requests, newest first, each with its reason."""
     if server.slow is None:
         return Text("This server does not tell its slow requests (GET /slow)." if server.reachable else "", "dim")
     if not server.slow:
         return Text(f"None took more than {slow_over:g} s.", "dim")
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for column in ({"style": "dim"}, {"justify": "right"}, {"justify": "right"}, {"no_wrap": True, "overflow": "ellipsis", "ratio": 1}):
-        table.add_column(**column)
-    table.expand = True
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    if width >= NARROW:
+        table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for entry in server.slow:
-        table.add_row(
-            _clock(entry.get("timestamp")), _seconds(entry.get("e2e_seconds")), f"{entry.get('completion_tokens', '-')} tok", _why(entry)
-        )
+        tokens = [f"{entry.get('completion_tokens', '-')} tokens"] if width >= NARROW else []
+        table.add_row(_clock(entry.get("timestamp")), _seconds(entry.get("e2e_seconds")), *tokens, _why(entry))
     return table
 
 
@@ -149,8 +151,11 @@ def _why(entry: dict[str, Any]) -> Text:
 
 
 def _clock(timestamp: Any) -> str:
-    """The time of day of an ISO time."""
-    return str(timestamp)[11:19] if timestamp else ""
+    """The time of day here of an ISO time."""
+    try:
+        return f"{datetime.fromisoformat(str(timestamp)).astimezone():%H:%M:%S}"
+    except ValueError:
+        return ""
 
 
 def _seconds(value: Any) -> str:
