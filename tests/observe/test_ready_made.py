@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from glmserve.observe.alert_file import parse_alert_rules
 from glmserve.observe.alert_rules import UNREACHABLE
 from glmserve.observe.metric_list import all_metrics
 from glmserve.observe.signals import SIGNALS
@@ -121,3 +123,16 @@ def test_signals_read_metrics_that_are_exported() -> None:
     }
     assert {signal.source for signal in SIGNALS.values()} <= families
     assert UNREACHABLE not in SIGNALS
+
+
+def test_the_documentation_lists_every_signal() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    for signal in SIGNALS.values():
+        assert f"| `{signal.name}` | {signal.unit} | {signal.help} |" in page
+
+
+def test_the_rules_in_the_documentation_are_right() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    parts = {block.split(":")[0]: block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)}
+    rules = parse_alert_rules(parts["actions"] + parts["rules"], "docs/monitoring.md")
+    assert [action.type for action in rules.actions.values()] == ["webhook", "email", "command"]
