@@ -7,6 +7,7 @@ not saturate), so here fp8 is only read.  The GPU tests cover both.
 from __future__ import annotations
 
 import sys
+import zlib
 
 import torch
 
@@ -16,7 +17,7 @@ from tests.kernels.cases import Device
 
 def main(case: str) -> None:
     for dtype in (torch.float32, torch.float16):
-        on = Device("cpu", dtype, seed=hash(case) % 1000)
+        on = Device("cpu", dtype, seed=zlib.crc32(case.encode()))
         for by_head in (False, True):
             run_case(case, on, by_head)
 

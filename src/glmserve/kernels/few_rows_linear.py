@@ -28,6 +28,7 @@ from glmserve.kernels.packed_levels import FP8, INT4, INT8, PLAIN, format_of, le
 _MOST_ROWS = {PLAIN: 64, FP8: 32, INT8: 64, INT4: 64}  # beyond, a library's product is faster
 _PROGRAMS_WANTED = 192
 _MAX_SPLITS = 8
+_BLOCK = 1024
 
 
 def serves_few_rows(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> bool:
@@ -64,6 +65,8 @@ def _launch(
     span = weight.shape[1] // splits
     outputs, columns, stages = _tile(form, rows, span, x.device)
     out = x.new_empty((splits, rows, out_features), dtype=torch.float32 if splits > 1 else x.dtype)
+    if form != PLAIN and x.dtype != torch.float16:
+        x = _as_half(x)
     _few_rows_kernel[(triton.cdiv(out_features, outputs), splits)](
         x, loadable(weight), weight if scale is None else scale, weight if bias is None else bias, out, rows, out_features,
         IN_FEATURES=in_features, SPAN=span, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=outputs, COLUMNS=columns, STAGES=stages,
@@ -108,10 +111,10 @@ def _few_rows_kernel(
         elif FORMAT == 3:
             high_x = tl.load(x_at + start + HALF, mask=row_inside[:, None], other=0.0)
             low, high = levels_of_nibbles(weight, PLAIN_STEPS)
-            total = tl.dot(low, tl.trans(_as_half(x)), total)
-            total = tl.dot(high, tl.trans(_as_half(high_x)), total)
+            total = tl.dot(low, tl.trans(x), total)
+            total = tl.dot(high, tl.trans(high_x), total)
         else:
-            total = tl.dot(levels_of_bytes(weight, FORMAT, PLAIN_STEPS), tl.trans(_as_half(x)), total)
+            total = tl.dot(levels_of_bytes(weight, FORMAT, PLAIN_STEPS), tl.trans(x), total)
     if EARLY:
         gdc_launch_dependents()  # not sooner: the next kernel's waiting programs would take the shared memory of this one's
     if FORMAT != 0:
@@ -124,10 +127,18 @@ def _few_rows_kernel(
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=inside[:, None] & row_inside[None, :])
 
 
+def _as_half(x: torch.Tensor) -> torch.Tensor:
+    """float16, the largest one for what exceeds its range: once, and not in every program of the product."""
+    out = torch.empty_like(x, dtype=torch.float16)
+    _as_half_kernel[(triton.cdiv(x.numel(), _BLOCK),)](x, out, x.numel(), BLOCK=_BLOCK, **early_start(x))
+    return out
+
+
 @triton.jit
-def _as_half(x):
-    """float16, the largest one for what exceeds its range."""
-    if x.dtype == tl.float16:
-        return x
-    else:
-        return tl.minimum(tl.maximum(x.to(tl.float32), -65504.0), 65504.0).to(tl.float16)
+def _as_half_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    x = tl.load(x_ptr + index, mask=index < count, other=0.0).to(tl.float32)
+    tl.store(out_ptr + index, tl.minimum(tl.maximum(x, -65504.0), 65504.0).to(tl.float16), mask=index < count)

@@ -3,15 +3,17 @@
 A program serves one (head, sequence, split of the keys).  One key serves one query here, so there is nothing for the matrix units to do:
 the kernel is a stream of K/V that keeps each lane's softmax apart until the end.  The newest key and value come from q|k|v and not from
 the cache; the program of the last split writes them there.  Where sequences times heads do not fill the chip the keys are split, and
-`merge_splits` puts the parts together.  Twin: `rotate_and_store_torch`, then `paged_attention_torch`.
+whichever program of a head comes last puts the parts together.  Twin: `rotate_and_store_torch`, then `paged_attention_torch`.
 """
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton
-from glmserve.kernels.paged_decode import merge_splits, num_key_splits
+from glmserve.kernels.paged_decode import num_key_splits
 
 _KEYS = 16  # a program's keys a round; measured on an H200 (benchmarks/RESULTS.md, "decode attention")
 
@@ -42,21 +44,28 @@ def full_heads_decode(
     out = qkv.new_empty((num_seqs, num_heads, head_dim))
     parts = qkv.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32) if splits > 1 else out
     part_scales = qkv.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
+    arrivals = _arrivals(num_seqs * num_heads, qkv.device) if splits > 1 else seq_lens
     _full_heads_kernel[(num_heads, num_seqs, splits)](
-        qkv, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, parts, part_scales,
+        qkv, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, parts, part_scales, arrivals,
         scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0), num_heads,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
-        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, SPLITS=splits, num_warps=2, **early_start(qkv),
+        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits), num_warps=2, **early_start(qkv),
     )  # fmt: skip
-    return merge_splits(parts, part_scales, out) if splits > 1 else out
+    return out
+
+
+@functools.cache
+def _arrivals(count: int, device: torch.device) -> torch.Tensor:
+    """How many programs of each head are done.  The last one sets it back to 0, so one set of counters serves every launch in a stream."""
+    return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 @triton.jit
 def _full_heads_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
+    qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr, arrival_ptr,
     scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr,
+    KEYS: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
@@ -121,6 +130,18 @@ def _full_heads_kernel(
     else:
         tl.store(part_ptr + (row * SPLITS + split) * HEAD_DIM + dim, mixed, mask=dim_inside)
         tl.store(part_scale_ptr + row * SPLITS + split, tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30))
+        tl.debug_barrier()  # all threads have stored before one of them says so
+        if tl.atomic_add(arrival_ptr + row, 1, sem="acq_rel") == SPLITS - 1:
+            tl.debug_barrier()
+            part = tl.arange(0, SPLIT_BLOCK)
+            inside = part < SPLITS
+            part_scale = tl.load(part_scale_ptr + row * SPLITS + part, mask=inside, other=-1e30, cache_modifier=".cg")
+            weight = tl.where(inside, tl.exp2(part_scale - tl.max(part_scale, axis=0)), 0.0)
+            part_at = part_ptr + (row * SPLITS + part)[:, None] * HEAD_DIM + dim[None, :]
+            parts = tl.load(part_at, mask=inside[:, None] & dim_inside[None, :], other=0.0, cache_modifier=".cg")
+            merged = tl.sum(parts * weight[:, None], axis=0) / tl.sum(weight, axis=0)
+            tl.store(out_ptr + row * HEAD_DIM + dim, merged.to(out_ptr.dtype.element_ty), mask=dim_inside)
+            tl.store(arrival_ptr + row, 0)
 
 
 @triton.jit

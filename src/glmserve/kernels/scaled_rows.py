@@ -6,6 +6,7 @@ are applied by whatever reads the product: the LayerNorm (`Summands`), or the pa
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -27,8 +28,13 @@ class ScaledRows(NamedTuple):
 
 def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
     """bfloat16 [rows, out_features]: the product of the levels, to be multiplied by both scales.  weight: fp8 [out_features, width]."""
-    one = torch.ones((), dtype=torch.float32, device=weight.device)
+    one = _one(weight.device)
     return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+
+@functools.cache
+def _one(device: torch.device) -> torch.Tensor:
+    return torch.ones((), dtype=torch.float32, device=device)
 
 
 def scale_rows(x: torch.Tensor) -> ScaledRows:
@@ -105,7 +111,8 @@ def _finish_and_scale_kernel(
         x = gelu_tanh_of(x)
     scale = tl.maximum(tl.max(tl.where(inside, tl.abs(x), 0.0), axis=0) / 448.0, 1e-12)
     tl.store(out_scale_ptr + row, scale)
-    tl.store(out_ptr + row * width + column, (x / scale).to(out_ptr.dtype.element_ty), mask=inside)
+    level = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)  # the quotient may be a rounding error larger
+    tl.store(out_ptr + row * width + column, level.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

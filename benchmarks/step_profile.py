@@ -1,0 +1,136 @@
+"""Where the time of one decode step goes on this GPU, kernel by kernel, beside what each kind of kernel cannot avoid.
+
+    python benchmarks/step_profile.py [--rows 1,32,256] [--context 256] [any flag of the engine, such as --quantization fp8]
+
+ChatGLM-6B's shape, random weights.  The step is the engine's own CUDA graph and its sampling, replayed over requests of one context
+length; times are the profiler's, per step.  A kind's floor is the bytes it must move (weights, keys and values, or rows of numbers in
+and out) over the copy rate measured here, or its arithmetic over the measured rate of a matrix product where that takes longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from glmserve.config import load_serve_settings
+from glmserve.engine.loading import LoadedEngine, load_engine
+from glmserve.models.floor import Chip, head_values, layer_values
+from glmserve.runner.chip import measure_chip
+from glmserve.runner.input_batch import NUM_FIELDS
+
+HERE = Path(__file__).resolve().parent
+STEPS = 10
+KINDS = {  # what a kernel's name holds -> kind, in this order
+    "_full_heads": "attention", "_grouped_heads": "attention", "_merge_splits": "attention, merging splits",
+    "layer_norm": "LayerNorm", "_best_of": "greedy sampling", "gelu": "GELU", "_finish": "fp8 rows", "_dequantize": "dequantizing",
+    "_rows_kernel": "matrix products", "_row_kernel": "matrix products", "gemm": "matrix products", "nvjet": "matrix products",
+    "cutlass": "matrix products", "splitK": "matrix products",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Print one table a batch size."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", default="1,32,256")
+    parser.add_argument("--context", type=int, default=256)
+    own, rest = parser.parse_known_args()
+    flags: dict[str, Any] = {"model": str(HERE / "chatglm-6b"), "load_format": "dummy", "dtype": "bfloat16", "max_num_seqs": "256"}
+    flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
+    config, _ = load_serve_settings(flags, environ={})
+    loaded = load_engine(config, lambda text: print(text, file=sys.stderr))
+    chip = measure_chip(loaded.runner.device, torch.bfloat16)
+    print(f"{chip.name}: copy {chip.bytes_per_second / 1e12:.2f} TB/s, matrix product {chip.flops_per_second / 1e12:.0f} TFLOP/s; {flags}")
+    for rows in map(int, own.rows.split(",")):
+        print(table(loaded, rows, own.context, chip), flush=True)
+
+
+@torch.inference_mode()
+def table(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> str:
+    """The Markdown table of one batch size."""
+    fill(loaded, rows, context)
+    graphs = loaded.runner.graphs
+    assert graphs is not None, "needs CUDA graphs, so a GPU"
+
+    def step() -> None:
+        loaded.runner.sampler.sample(graphs.replay(graphs.size_for(rows))[:rows], [_Greedy()] * rows)  # type: ignore[list-item]
+
+    milliseconds = time_steps(step)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+    kinds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for event in profiler.key_averages():
+        if event.self_device_time_total:
+            kind = next((kind for part, kind in KINDS.items() if part in event.key), "everything else")
+            kinds[kind][0] += event.count / STEPS
+            kinds[kind][1] += event.self_device_time_total / 1000 / STEPS
+    floors = floor_by_kind(loaded, rows, context, chip)
+    lines = [f"\n**{rows} rows of {context} tokens: {milliseconds:.3f} ms a step**\n"]
+    lines += ["| kernels | launches | ms | floor ms | share |", "|---|---|---|---|---|"]
+    for kind, (count, spent) in sorted(kinds.items(), key=lambda item: -item[1][1]):
+        floor = floors.get(kind)
+        lines.append(f"| {kind} | {count:.0f} | {spent:.3f} | " + (f"{floor:.3f} | {floor / spent:.0%} |" if floor else "| |"))
+    spent = sum(spent for _, spent in kinds.values())
+    lines.append(f"| sum of kernels | | {spent:.3f} | {sum(floors.values()):.3f} | {sum(floors.values()) / spent:.0%} |")
+    return "\n".join(lines)
+
+
+class _Greedy:
+    """As much of a request as greedy sampling asks for."""
+
+    def __init__(self) -> None:
+        from glmserve.protocol.sampling_params import SamplingParams
+
+        self.params = SamplingParams(temperature=0.0)
+        self.num_output_tokens = 9
+
+
+def fill(loaded: LoadedEngine, rows: int, context: int) -> None:
+    """Requests of `context` tokens with blocks of their own in the persistent batch."""
+    inputs, block_size = loaded.runner.inputs, loaded.runner.pool.block_size
+    blocks = -(-context // block_size)
+    packed = inputs.packed
+    packed.zero_()
+    packed[:rows, 0], packed[:rows, 2], packed[:rows, 3], packed[:rows, 5] = 5, 100, 50, context
+    packed[:rows, NUM_FIELDS : NUM_FIELDS + blocks] = torch.arange(1, rows * blocks + 1, device=packed.device).view(rows, blocks).int()
+    packed[:rows, 4] = packed[:rows, NUM_FIELDS + blocks - 1] * block_size + (context - 1) % block_size
+
+
+def time_steps(step: Any) -> float:
+    """Milliseconds of one step, in a row of them."""
+    for _ in range(3):
+        step()
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(STEPS):
+        step()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / STEPS
+
+
+def floor_by_kind(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> dict[str, float]:
+    """Milliseconds that each kind of kernel cannot avoid."""
+    spec, model = loaded.spec, loaded.runner.model
+    weights = sum(module.weight.nbytes for name, module in model.named_modules() if hasattr(module, "out_features"))  # type: ignore[union-attr,operator]
+    flops = 2 * rows * (layer_values(spec) + head_values(spec))
+    cached = rows * context * spec.kv_values_per_token * loaded.runner.pool.blocks.itemsize
+    normed = rows * spec.hidden_size * 2 * 3 * (2 * spec.num_layers + 1)  # two rows in, one out
+    seconds = {
+        "matrix products": max(weights / chip.bytes_per_second, flops / chip.flops_per_second),
+        "attention": cached / chip.bytes_per_second,
+        "LayerNorm": normed / chip.bytes_per_second,
+        "greedy sampling": rows * spec.vocab_size * 2 / chip.bytes_per_second,
+    }
+    return {kind: 1000 * value for kind, value in seconds.items()}
+
+
+if __name__ == "__main__":
+    main()
