@@ -1,0 +1,74 @@
+"""Makes the pictures of the web page in docs/images, from a running server that nobody else uses.
+
+    glmserve serve demo --port 8123 &
+    python scripts/web_screenshots.py http://localhost:8123
+
+The chat asks the first two suggestions of the page; the dashboard is seen after a minute of some load.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+from playwright.sync_api import Page, sync_playwright
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+SIZE = {"width": 1180, "height": 740}
+LOAD_SECONDS = 60
+MOST_AT_A_TIME = 5
+NO_NOISE = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+
+
+def chat(page: Page) -> None:
+    """Two questions and their answers."""
+    suggestions = [text.split("\n")[0] for text in page.locator(".suggestion").all_inner_texts()]
+    for question in suggestions[:2]:
+        page.fill("#question", question)
+        page.press("#question", "Enter")
+        page.wait_for_selector(".message.assistant:last-child:not(.streaming)", timeout=120_000)
+    page.evaluate("document.activeElement.blur()")
+
+
+def load(url: str, until: float) -> None:
+    """More and more clients, then fewer, so that the charts show something."""
+
+    def client(number: int) -> None:
+        time.sleep(number * LOAD_SECONDS / 12)
+        while time.monotonic() < until - number * LOAD_SECONDS / 20:
+            body = {"messages": [{"role": "user", "content": "Tell me about the sea. " * (1 + 6 * number)}], "max_tokens": 60 + 30 * number}
+            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
+
+    for number in range(MOST_AT_A_TIME):
+        threading.Thread(target=client, args=(number,), daemon=True).start()
+
+
+def main() -> None:
+    url = sys.argv[1].rstrip("/")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=NO_NOISE)
+        page = browser.new_page(viewport=SIZE, locale="en-US")
+        page.goto(url)
+        page.evaluate("localStorage.setItem('glmserve.sampling', JSON.stringify({max_tokens: 120}))")
+        page.wait_for_selector(".suggestion")
+        chat(page)
+        page.screenshot(path=IMAGES / "chat.png")
+        page.click("#dashboard-tab")
+        load(url, time.monotonic() + LOAD_SECONDS)
+        page.wait_for_timeout(LOAD_SECONDS * 1000)
+        page.screenshot(path=IMAGES / "dashboard.png")
+        page.set_viewport_size({"width": 360, "height": 720})
+        page.emulate_media(color_scheme="dark")
+        page.click("#chat-tab")
+        page.wait_for_timeout(500)
+        page.screenshot(path=IMAGES / "phone.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
