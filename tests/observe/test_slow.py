@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glmserve.observe.request_log import ExplainedLine
 from glmserve.observe.request_record import RequestLine
 from glmserve.observe.slow import reason_of
 
@@ -51,3 +53,9 @@ def test_the_reason(fields: dict[str, Any], cause: str, why: str) -> None:
 
 def test_a_line_of_an_aborted_request_has_a_reason_too() -> None:
     assert reason_of(RequestLine("", status=200, e2e_seconds=1.0)).cause == "server"
+
+
+def test_the_page_about_it_names_every_field_and_every_cause() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "slow.md").read_text(encoding="utf-8")
+    for name in (*ExplainedLine.__struct_fields__, "code", "not_logged", *(cause for _, cause, _ in CASES)):
+        assert f"`{name}`" in page, name
