@@ -47,7 +47,7 @@ class Notice:
             what = f"{self.rule.signal} {now}"
             what += f", {side} {self._show(self.rule.threshold)}" if self.status is Status.FIRING else " again"
         since = (
-            f", for {_span(self.seconds)}" if self.repeated else f", after {_span(self.seconds)}" if self.status is Status.RESOLVED else ""
+            f", for {span(self.seconds)}" if self.repeated else f", after {span(self.seconds)}" if self.status is Status.RESOLVED else ""
         )
         return f"{head}: {what}{since}" + (f". {self.rule.message}" if self.rule.message and self.status is Status.FIRING else "")
 
@@ -149,7 +149,8 @@ class Alerts:
         return SIGNALS[rule.signal].read(history, rule.over)
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """A time for people: "90 s", "15 min", "2.5 h"."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -32,7 +32,7 @@ def show(value: float | None, unit: Unit) -> str:
     if value is None:
         return "-"
     if unit is Unit.SHARE:
-        return f"{value:.1%}" if 0 < value < 0.0995 else f"{value:.0%}"
+        return f"{value:.1%}".replace(".0%", "%") if 0 < value < 0.0995 else f"{value:.0%}"
     if unit is Unit.SECONDS:
         return f"{value * 1000:.3g} ms" if value < 0.9995 else f"{value:.3g} s" if value < 999.5 else f"{value:,.0f} s"
     number = f"{value:,.0f}" if value >= 99.5 or value == int(value) else f"{value:.3g}"

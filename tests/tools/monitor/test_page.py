@@ -90,7 +90,7 @@ async def test_the_screen_shows_what_the_server_says(server: MetricsServer, cloc
         "running 12 waiting 3", "done 2.5/s", "refused 2/s", "preempted 0/s",
         "tokens out 1,234/s", "tokens in 500/s", "K/V full 45%",
         "first token 150 ms 190 ms 199 ms", "next token - - -",
-        "decode 70%", "no work 20%", "kv full 10%", "MBU 61% MFU 7.0% busy 70%",
+        "decode 70%", "no work 20%", "kv full 10%", "MBU 61% MFU 7% busy 70%",
         "NVML 98% mem 75% power 50% 64 °C",
         f"{local:%H:%M:%S} 7.2 s {'64 tokens ' if size[0] >= 96 else ''}it waited 5.0 s for K/V blocks",
     ):  # fmt: skip

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from glmserve.observe.alert_file import load_alert_rules
 from glmserve.observe.alert_rules import UNREACHABLE, AlertRules
+from glmserve.observe.alerts import span
 from glmserve.observe.signals import SIGNALS, Unit, show
 from glmserve.protocol.errors import EngineUnavailableError, SettingsError
 from glmserve.tools.monitor.lines import line_writer, look_at, write_lines
@@ -108,15 +109,15 @@ def _check_rules(rules: AlertRules, urls: Sequence[str]) -> None:
     if servers:
         asyncio.run(_look_twice(servers))
     table = Table(title=f"{len(rules.rules)} alert rules, all of them usable", title_justify="left")
-    for column in ("rule", "fires when", "severity", "actions", *(server.url for server in servers)):
-        table.add_column(column)
+    for column in ("rule", "fires when", "for", "severity", "actions", *(server.url for server in servers)):
+        table.add_column(column, overflow="fold")
     for rule in rules.rules:
         unit = SIGNALS[rule.signal].unit if rule.signal in SIGNALS else Unit.COUNT
         side = "above" if rule.above is not None else "below"
         condition = "it does not answer" if rule.signal == UNREACHABLE else f"{rule.signal} {side} {show(rule.threshold, unit)}"
-        now = [_reads(rule.signal, unit, server) for server in servers]
         actions = ", ".join(("log", *rules.actions_of(rule)))
-        table.add_row(rule.name, f"{condition} for {show(rule.hold, Unit.SECONDS)}", rule.severity, actions, *now)
+        now = [_reads(rule.signal, unit, server) for server in servers]
+        table.add_row(rule.name, condition, span(rule.hold) if rule.hold else "at once", rule.severity, actions, *now)
     Console(highlight=False).print(table)
 
 
