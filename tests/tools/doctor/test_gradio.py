@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from glmserve.tools.doctor.finding import Verdict
 from tests.tools.doctor.examining import finding, look
 
-PIECES, PIECE_SECONDS = 6, 0.03
+PIECES, PIECE_SECONDS = 6, 0.05
 COMPONENTS = [
     {"id": 1, "type": "html", "props": {"value": "<h1>ChatGLM</h1>"}},
     {"id": 2, "type": "chatbot", "props": {"value": None}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import fmean, median
 
 from glmserve.tools.doctor.finding import Finding, NotApplicableError, fail, ok, warn
@@ -38,7 +39,8 @@ async def pulses(patient: Patient) -> Finding:
         **gpu,
     }
     times = f"{num} at once took {together.seconds:.2f} s, one alone {alone.seconds:.2f} s"
-    in_line = ratio >= 0.7 * num and together.ends[-1] >= 0.5 * num * together.ends[0]
+    gap = median(later - earlier for earlier, later in pairwise(together.ends))
+    in_line = ratio >= 0.5 * num and gap >= 0.4 * alone.seconds  # those that share the work end together
     if not in_line or together.seconds < QUICK_ENOUGH / 2:
         return ok(f"{times} ({ratio:.1f} times)", **evidence)
     line = ", ".join(f"{end:.1f}" for end in together.ends)
