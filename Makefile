@@ -1,7 +1,7 @@
 # make demo   see it work: environment, model, server, eight clients, and all of it ended again
 # make test   check everything that needs no GPU
 # make serve  keep a server running: make serve MODEL=/models/chatglm-6b ARGS="--port 9000"
-# make clean  remove what these made here (the demo model stays in your cache folder)
+# make clean  remove what these made here
 
 PYTHON ?= python3
 VENV ?= .venv

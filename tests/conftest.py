@@ -26,8 +26,14 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def demo() -> Path:
-    """The folder of the small built-in model, fetched on first use; tests that need it skip where it cannot be had."""
+    """The folder of the built-in model."""
+    return resolve_model("demo")
+
+
+@pytest.fixture(scope="session")
+def demo_en() -> Path:
+    """The folder of the small English model, fetched on first use; tests that need it skip where it cannot be had."""
     try:
-        return resolve_model("demo", progress=False)
+        return resolve_model("demo-en", progress=False)
     except ModelLoadError as error:
-        pytest.skip(f"the demo model cannot be had here: {error}")
+        pytest.skip(f"demo-en cannot be had here: {error}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -347,12 +348,29 @@ def test_progress_is_shown_on_request(llm: LLM, capsys: pytest.CaptureFixture[st
 # --- the built-in model -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.demo
+@pytest.fixture(scope="module")
+def poet() -> LLM:
+    return LLM(model="demo", device="cpu", max_num_seqs=4)
+
+
+def test_the_name_demo_stands_for_a_model_that_writes_poems(poet: LLM) -> None:
+    question = [{"role": "user", "content": "以《登高》为题写一首五言绝句"}]
+    stop, plain = SamplingParams(temperature=0.0, max_tokens=40, stop="。"), SamplingParams(temperature=0.0, max_tokens=40)
+    cut, whole = poet.chat([question, question], [stop, plain], use_tqdm=False)
+    first, second = whole.outputs[0].text.split("\n")
+    assert whole.outputs[0].finish_reason == "stop"
+    assert [len(half) for line in (first, second) for half in re.split("[,，]", line.rstrip("。？"))] == [5, 5, 5, 5]
+    assert cut.outputs[0].text == first.partition("。")[0] and cut.outputs[0].stop_reason == "。"
+
+
+def test_it_says_what_it_is(poet: LLM) -> None:
+    (answer,) = poet.chat([{"role": "user", "content": "你是谁？"}], SamplingParams(temperature=0.0, max_tokens=60), use_tqdm=False)
+    assert "写古典诗词的小模型" in answer.outputs[0].text
+
+
+@pytest.mark.demo_en
 @pytest.mark.slow
-def test_the_name_demo_stands_for_the_built_in_model(demo: Path) -> None:
-    llm = LLM(model="demo", device="cpu", max_model_len=256, max_num_seqs=4)
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    stop, plain = SamplingParams(temperature=0.0, max_tokens=20, stop="Paris"), SamplingParams(temperature=0.0, max_tokens=20)
-    cut, whole = llm.chat([question, question], [stop, plain], use_tqdm=False)
-    assert whole.outputs[0].text == "The capital of France is Paris." and whole.outputs[0].finish_reason == "stop"
-    assert (cut.outputs[0].text, cut.outputs[0].stop_reason) == ("The capital of France is ", "Paris")
+def test_the_name_demo_en_stands_for_a_model_that_talks_english(demo_en: Path) -> None:
+    llm = LLM(model="demo-en", device="cpu", max_model_len=256, max_num_seqs=4)
+    (answer,) = llm.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(temperature=0.0, max_tokens=20))
+    assert answer.outputs[0].text == "The capital of France is Paris." and answer.outputs[0].finish_reason == "stop"

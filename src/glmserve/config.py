@@ -33,7 +33,7 @@ class Settings(BaseModel):
 class ModelSettings(Settings):
     """Model"""
 
-    model: str = Field("demo", description="Model folder, or `demo` for the small built-in model.")
+    model: str = Field("demo", description="Model folder, or a built-in model: `demo` writes Chinese poems, `demo-en` talks English.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the whole model lies; never split.")
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Numbers of weights and activations. auto: the checkpoint's own on a GPU, float32 on a CPU."

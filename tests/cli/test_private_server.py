@@ -40,14 +40,12 @@ def test_a_broken_config_ends_the_wait_at_once(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.demo
 def test_it_is_gone_when_the_block_ends(demo: Path) -> None:
     with private_server(str(demo), start_timeout=300) as url:
         assert is_up(url)
     assert not is_up(url)
 
 
-@pytest.mark.demo
 def test_it_is_gone_when_chat_is_terminated(demo: Path) -> None:
     chat = subprocess.Popen([sys.executable, "-m", "glmserve", "chat", str(demo)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -20,14 +20,13 @@ def title(code: str) -> str:
     return re.sub(r"\W+", "-", code)[:50].strip("-")
 
 
-@pytest.mark.demo
 @pytest.mark.parametrize(("language", "code"), EXAMPLES, ids=[title(code) for _, code in EXAMPLES])
 def test_example_runs(language: str, code: str, demo_server: str) -> None:
     code = code.replace("localhost:8000", demo_server.removeprefix("http://"))
     command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert result.returncode == 0, result.stderr
-    assert len(result.stdout.split()) >= 3
+    assert len(result.stdout.strip()) >= 10
     assert "error" not in result.stdout
 
 

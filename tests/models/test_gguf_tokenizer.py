@@ -72,10 +72,10 @@ def test_the_chat_template_and_the_names_of_the_special_tokens_are_carried(metad
     assert config["model_max_length"] == 128
 
 
-@pytest.mark.demo
-def test_the_real_vocabulary_agrees_with_a_plain_reading_of_bpe(demo):
+@pytest.mark.demo_en
+def test_the_real_vocabulary_agrees_with_a_plain_reading_of_bpe(demo_en):
     """Against the textbook algorithm: split by GPT-2's pattern after isolating digits, then merge the lowest rank first."""
-    tokenizer = Tokenizer.from_file(str(demo / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(demo_en / "tokenizer.json"))
     reference = PlainBpe(tokenizer)
     for text in [*TEXTS, *mixed_texts(300)]:
         ids = tokenizer.encode(text).ids

@@ -1,4 +1,4 @@
-"""The engine on trained weights: the demo model says what transformers' Llama says with the same folder in float32."""
+"""The engine on trained weights: demo-en says what transformers' Llama says with the same folder in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from glmserve import LLM, SamplingParams
 
-pytestmark = [pytest.mark.demo, pytest.mark.slow]
+pytestmark = [pytest.mark.demo_en, pytest.mark.slow]
 
 NUM_TOKENS = 48
 QUESTIONS = [
@@ -27,8 +27,8 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")
-def llm(demo: Path) -> LLM:
-    return LLM(model=str(demo), device="cpu", dtype="float32", max_model_len=512, max_num_seqs=16)
+def llm(demo_en: Path) -> LLM:
+    return LLM(model=str(demo_en), device="cpu", dtype="float32", max_model_len=512, max_num_seqs=16)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def chat_ids(llm: LLM, text: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def expected(demo: Path, prompts: list[list[int]]) -> list[list[int]]:
+def expected(demo_en: Path, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy tokens of transformers, one prompt at a time."""
-    model = reference_model(demo)
+    model = reference_model(demo_en)
     return [reference_tokens(model, prompt) for prompt in prompts]
 
 
@@ -81,9 +81,9 @@ def test_all_prompts_in_one_batch(llm, prompts, expected):
     assert generated(llm, prompts[::-1]) == expected[::-1]
 
 
-def test_prompts_split_over_steps_and_cached_prefixes_change_nothing(demo, prompts, expected):
+def test_prompts_split_over_steps_and_cached_prefixes_change_nothing(demo_en, prompts, expected):
     """A token budget smaller than a prompt cuts its prefill; the second time its blocks come from the cache."""
-    llm = LLM(model=str(demo), device="cpu", dtype="float32", max_model_len=512, max_num_seqs=8, max_num_batched_tokens=16, block_size=4)
+    llm = LLM(model=str(demo_en), device="cpu", dtype="float32", max_model_len=512, max_num_seqs=8, max_num_batched_tokens=16, block_size=4)
     params = SamplingParams(temperature=0.0, max_tokens=8)
     for cached in (False, True):
         results = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
@@ -97,8 +97,8 @@ def test_it_knows_the_capital_of_france(llm):
     assert answer.finish_reason == "stop"
 
 
-def test_logprobs_are_those_of_transformers(llm, demo, prompts):
-    model = reference_model(demo)
+def test_logprobs_are_those_of_transformers(llm, demo_en, prompts):
+    model = reference_model(demo_en)
     with torch.inference_mode():
         scores = model(torch.tensor([prompts[0]])).logits[0, -1].log_softmax(-1)
     params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=5)
@@ -109,11 +109,11 @@ def test_logprobs_are_those_of_transformers(llm, demo, prompts):
         assert entry.logprob == pytest.approx(scores[token].item(), abs=3e-4)
 
 
-def test_the_tokenizer_and_chat_prompt_are_those_of_transformers(llm, demo):
+def test_the_tokenizer_and_chat_prompt_are_those_of_transformers(llm, demo_en):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         transformers = pytest.importorskip("transformers", reason="transformers, the second opinion, is not installed")
-        reference = transformers.AutoTokenizer.from_pretrained(demo)
+        reference = transformers.AutoTokenizer.from_pretrained(demo_en)
         for text in [*QUESTIONS, "", "  two  spaces\n\n", "3.14159 २०२६ 👩‍👩‍👧 naïve\t"]:
             assert llm.get_tokenizer().encode(text) == reference(text)["input_ids"], text
         messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Bye"}]

@@ -86,7 +86,7 @@ def latency(**flags: Any) -> None:
 @with_flags_of(LadderConfig, EngineConfig, without=("model", "batching", "enforce_eager", "kernels"))
 def ladder(
     model: Annotated[
-        str, typer.Argument(help="Model folder, or [bold]demo[/bold] for the small built-in model, the default.", show_default=False)
+        str, typer.Argument(help="Model folder, [bold]demo[/bold] (built in, the default) or [bold]demo-en[/bold].", show_default=False)
     ] = "demo",
     **flags: Any,
 ) -> None:

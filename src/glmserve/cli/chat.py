@@ -35,7 +35,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="[MODEL|URL]",
-            help="Model folder or [bold]demo[/bold]: served in the background while you chat. Nothing: the server at --url.",
+            help="Model folder, [bold]demo[/bold] or [bold]demo-en[/bold]: served in the background while you chat. Nothing: the server at --url.",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +51,7 @@ def chat(
 
     glmserve chat demo                  [dim]without a server: starts one and ends it[/dim]
 
-    echo "What is a GPU?" | glmserve chat demo      [dim]each line is a turn, stdout gets the answers[/dim]
+    echo "以春日为题写一首七言绝句" | glmserve chat demo      [dim]each line is a turn, stdout gets the answers[/dim]
 
     /new begins a new conversation, /exit leaves, Ctrl-C stops an answer.
     """

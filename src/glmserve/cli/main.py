@@ -48,7 +48,7 @@ def glmserve(
 
     [bold]Start here[/bold]
 
-    glmserve serve demo      [dim]serve a small real model on port 8000[/dim]
+    glmserve serve demo      [dim]serve the built-in model, which writes Chinese poems, on port 8000[/dim]
 
     glmserve chat            [dim]talk to it from a second terminal[/dim]
 

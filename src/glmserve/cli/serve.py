@@ -17,7 +17,7 @@ def serve(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Model folder, or [bold]demo[/bold] for the small built-in model, which is also the default.", show_default=False
+            help="Model folder, or [bold]demo[/bold], a small ChatGLM that writes Chinese poems and is also the default, or [bold]demo-en[/bold].", show_default=False
         ),
     ] = None,
     config: Annotated[
@@ -30,7 +30,9 @@ def serve(
 
     [bold]Examples[/bold]
 
-    glmserve serve demo                      [dim]a small real model, fetched once[/dim]
+    glmserve serve demo                      [dim]the built-in model: Chinese poems[/dim]
+
+    glmserve serve demo-en                   [dim]a small English model, fetched once (93 MB)[/dim]
 
     glmserve serve /models/chatglm-6b        [dim]your own ChatGLM-6B folder[/dim]
 

@@ -26,7 +26,7 @@ from glmserve.client.engine_client import EngineClient
 from glmserve.client.supervisor import EngineState
 from glmserve.config import EngineConfig, ServerConfig
 from glmserve.models.catalog import read_spec
-from glmserve.models.demo import DEMO, resolve_model
+from glmserve.models.demo import BUILT_IN, resolve_model
 from glmserve.protocol.errors import EngineUnavailableError, GlmserveError, SettingsError
 from glmserve.protocol.messages import EngineReady
 from glmserve.server.app import create_app
@@ -77,8 +77,8 @@ def _set_up_log(level: str) -> None:
 
 
 def _model_name(name: str, folder: Path) -> str:
-    """What clients call the model: the folder's own name, but the built-in model is `demo` wherever it lies."""
-    return DEMO if name == DEMO else folder.resolve().name
+    """What clients call the model: the folder's own name, but a built-in model keeps its name wherever it lies."""
+    return name if name in BUILT_IN else folder.resolve().name
 
 
 def uvicorn_config(app: object, config: ServerConfig) -> uvicorn.Config:
