@@ -1,4 +1,4 @@
-"""A few recorded cases through the CUDA path on Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.engine.interpreted FOLDER`.
+"""A few recorded cases through the CUDA path on Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.engine.interpreted FOLDER fused|plain`.
 
 What makes the path the GPU's: the kernels, K/V of one head and block lying together, and ids that the host reads one step late.
 Only CUDA's events and pinned memory are pretended.
@@ -7,6 +7,7 @@ Only CUDA's events and pinned memory are pretended.
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -25,17 +26,17 @@ CASES = ["gmask_n17", "bos_twice_first_wins", "eos_stop"]
 NUM_TOKENS = 3
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, kernels: str) -> None:
     cases = [case for case in read_cases(folder) if case.name in CASES]
     cases = [replace(case, greedy_tokens=case.greedy_tokens[:NUM_TOKENS]) for case in cases]
     assert len(cases) == len(CASES)
     engine = make_engine(folder, device="cpu", dtype="float32", num_kv_blocks=40, max_model_len=64, enforce_eager=True)
-    pretend_gpu(engine)
+    pretend_gpu(engine, plain=kernels == "plain")
     recorder = LogitRecorder(engine)
-    with (
-        mock.patch.object(attention, "paged_attention_torch", side_effect=AssertionError("the plain path ran")),
-        mock.patch.object(rotary_store, "rotate_and_store_torch", side_effect=AssertionError("the plain path ran")),
-    ):
+    wrong = [(attention, "paged_attention_torch"), (rotary_store, f"rotate_and_store_{'triton' if kernels == 'plain' else 'torch'}")]
+    with ExitStack() as stack:
+        for module, name in wrong:
+            stack.enter_context(mock.patch.object(module, name, side_effect=AssertionError(f"{name} ran")))
         tokens = generate(engine, cases)
     assert tokens == {case.name: case.greedy_tokens for case in cases}, tokens
     for case in cases:
@@ -45,9 +46,9 @@ def main(folder: Path) -> None:
         assert error <= 3e-4, (case.name, error)
 
 
-def pretend_gpu(engine: EngineCore) -> None:
+def pretend_gpu(engine: EngineCore, plain: bool) -> None:
     for module in (activation, norm, rotary_store, attention):
-        module.use_triton = lambda tensor: True
+        module.use_triton = lambda tensor: not plain
     attention.on_gpu = lambda tensor: True
     paged_decode.num_key_splits = lambda num_seqs, num_kv_heads: 2  # as many as fill a chip would take minutes here
     pool, spec = engine.runner.pool, engine.spec
@@ -61,4 +62,4 @@ def pretend_gpu(engine: EngineCore) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -154,10 +154,11 @@ def test_what_comes_later_is_refused_with_a_reason(shared: Path, model: str) -> 
         engine_of(shared, model)
 
 
-def test_the_kernels_of_the_gpu_on_the_interpreter(shared: Path) -> None:
+@pytest.mark.parametrize("kernels", ["fused", "plain"])
+def test_the_kernels_of_the_gpu_on_the_interpreter(shared: Path, kernels: str) -> None:
     """The whole CUDA path but for CUDA itself: Triton kernels, the GPU's order of the cache, and ids that the host reads one step late."""
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'glmserve[interpreter]'")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "tests.engine.interpreted", str(shared / "golden/v1/small")]
+    command = [sys.executable, "-m", "tests.engine.interpreted", str(shared / "golden/v1/small"), kernels]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT)
     assert run.returncode == 0, run.stdout + run.stderr
