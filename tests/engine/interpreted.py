@@ -1,4 +1,5 @@
-"""A few recorded cases through the CUDA path on Triton's interpreter: `TRITON_INTERPRET=1 python -m tests.engine.interpreted FOLDER fused|plain`.
+"""A few recorded cases through the CUDA path on Triton's interpreter: `python -m tests.engine.interpreted FOLDER fused|plain`,
+with TRITON_INTERPRET=1.
 
 What makes the path the GPU's: the kernels, K/V of one head and block lying together, and ids that the host reads one step late.
 Only CUDA's events and pinned memory are pretended.
