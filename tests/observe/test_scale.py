@@ -19,6 +19,7 @@ class Scene:
         self.signal = ScaleSignal(ScaleTargets(**{"window": 20.0, "hold": 60.0, **targets}))  # type: ignore[arg-type]
         self.history = History(120)
         self.now = 0.0
+        self.per_look = 50  # requests in five seconds
         self.totals = dict.fromkeys(("busy", "idle", "ended", "refused"), 0.0)
         self.ttft: dict[float, float] = dict.fromkeys((0.1, 1.0, 2.0, 4.0, 10.0), 0.0)
         self.queue: dict[float, float] = dict(self.ttft)
@@ -43,18 +44,17 @@ class Scene:
             self.totals["idle"] += 5 * (1 - busy)
             self.totals["refused"] += 5 * refused
             if ttft is not None:
-                self.totals["ended"] += 50
+                self.totals["ended"] += self.per_look
                 self._observe(self.ttft, ttft)
                 self._observe(self.queue, queued)
             self.history.add(Readings.parse(self._page(running, waiting, kv), self.now))
             self.signal.look(self.history, self.now, PLACES)
         return self.signal.advice()
 
-    @staticmethod
-    def _observe(buckets: dict[float, float], value: float) -> None:
+    def _observe(self, buckets: dict[float, float], value: float) -> None:
         for bound in buckets:
             if value <= bound:
-                buckets[bound] += 50
+                buckets[bound] += self.per_look
 
     def _page(self, running: float, waiting: float, kv: float) -> str:
         values = {
@@ -68,7 +68,7 @@ class Scene:
         }
         for name, buckets in (("time_to_first_token_seconds", self.ttft), ("request_queue_time_seconds", self.queue)):
             values |= {f'{name}_bucket{{le="{bound}"}}': count for bound, count in buckets.items()}
-            values |= {f'{name}_bucket{{le="+Inf"}}': buckets[10.0]}
+            values |= {f'{name}_bucket{{le="+Inf"}}': buckets[10.0], f"{name}_count": buckets[10.0]}
         return "".join(f"glmserve:{name} {value}\n" for name, value in values.items())
 
 
@@ -128,6 +128,14 @@ def test_a_slow_first_token_that_is_not_waiting_asks_for_nothing() -> None:
     assert advice["replicas"] == 1
     assert advice["reasons"]["ttft"]["load"] is None
     assert "not for lack of replicas" in advice["reasons"]["ttft"]["why"]
+
+
+def test_a_handful_of_slow_requests_is_no_load() -> None:
+    scene = Scene()
+    scene.pass_time(5, running=1)
+    scene.per_look = 4
+    assert "ttft" not in scene.pass_time(10, running=1, ttft=4.0, queued=4.0)["reasons"]
+    assert scene.pass_time(10, running=1, ttft=4.0, queued=4.0)["reasons"]["ttft"]["load"] == pytest.approx(2, rel=0.3)
 
 
 def test_a_device_at_rest_may_be_overloaded() -> None:

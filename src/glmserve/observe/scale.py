@@ -22,6 +22,7 @@ MOST_LOAD = (
 )
 TOLERANCE = 0.1  # this much above a whole number asks for no further replica
 TAIL = 0.9  # time to first token is judged at the 90th percentile
+LEAST_REQUESTS = 10  # in the window, before their times are judged: the first ones after a start are slow for reasons of their own
 WAITING_SHARE = 0.25  # of the time to first token that must be waiting before more replicas are worth their price
 
 
@@ -97,7 +98,7 @@ def _refused(window: Window) -> Demand | None:
 def _first_token(window: Window, targets: ScaleTargets) -> Demand | None:
     """Held against its target, where a good part of it is waiting: what is none (a long prompt, a slow chip) no replica makes shorter."""
     ttft, waiting = window.quantile("time_to_first_token_seconds", TAIL), window.quantile("request_queue_time_seconds", TAIL)
-    if ttft is None or waiting is None:
+    if ttft is None or waiting is None or (window.increase("time_to_first_token_seconds_count") or 0.0) < LEAST_REQUESTS:
         return None
     waiting = min(waiting, ttft)
     words = f"90% of first tokens come within {ttft:.2g} s, {waiting:.2g} s of it waiting; the target is {targets.ttft:g} s"

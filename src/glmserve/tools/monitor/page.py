@@ -54,7 +54,7 @@ class MonitorPage(App[None]):
     #requests, #speed { height: 5; }
     #latency, #device { height: 8; }
     #course { height: 10; }
-    #slow { height: 1fr; min-height: 3; width: 100%; overflow-y: auto; }
+    #slow { height: 1fr; min-height: 3; width: 100%; overflow-y: auto; scrollbar-size-vertical: 1; }
     .hidden { display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
