@@ -31,7 +31,7 @@ def _histogram(help_text: str) -> Meta:
     return Meta(description=help_text, extra={"kind": "histogram"})
 
 
-class DeviceSeconds(msgspec.Struct):
+class DeviceSeconds(msgspec.Struct, array_like=True):
     """Wall time of the device since the engine started, by what it did or waited for.  The fields sum to that time.
 
     The engine fills all but `idle_tokenizing` and `idle_http`, which only the HTTP wing can tell from `idle_no_work`.
@@ -48,7 +48,7 @@ class DeviceSeconds(msgspec.Struct):
     idle_draining: float = 0.0  # the engine was told to end
 
 
-class StepCounts(msgspec.Struct):
+class StepCounts(msgspec.Struct, array_like=True):
     """A histogram over steps: how many had at most STEP_BOUNDS[i], not counted before; the last count is those above all."""
 
     counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_BOUNDS) + 1))
@@ -60,7 +60,7 @@ class StepCounts(msgspec.Struct):
         self.sum += value
 
 
-class EngineStats(msgspec.Struct):
+class EngineStats(msgspec.Struct, array_like=True):
     """A snapshot after one engine step; counters run from the engine's start.  Suffixes are vLLM's where vLLM has the metric."""
 
     num_requests_running: Annotated[int, gauge("Requests in the running batch")] = 0
