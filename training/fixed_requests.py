@@ -124,8 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     requests = draw_requests(read_poems(arguments.data / TRAIN), read_poems(arguments.data / VALID))
     lines = [
-        json.dumps({"group": r.group, "query": r.query, "history": r.history, "patterns": r.patterns}, ensure_ascii=False)
-        for r in requests
+        json.dumps({"group": r.group, "query": r.query, "history": r.history, "patterns": r.patterns}, ensure_ascii=False) for r in requests
     ]
     arguments.out.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 

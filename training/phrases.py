@@ -4,6 +4,7 @@ Slots: {v} "写一首" or the like, {f} a form, {t} a title, {a} an author, {k} 
 """
 
 # ruff: noqa: E501  (a wide character counts twice)
+# fmt: off
 
 from __future__ import annotations
 

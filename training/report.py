@@ -41,9 +41,7 @@ class ReportLimits:
     max_answer: int
 
 
-def write_report(
-    model: ChatGLM, vocabulary: Vocabulary, train: list[Poem], valid: list[Poem], out: Path, limits: ReportLimits
-) -> None:
+def write_report(model: ChatGLM, vocabulary: Vocabulary, train: list[Poem], valid: list[Poem], out: Path, limits: ReportLimits) -> None:
     """Measures the model as trained and as rounded to int8; leaves the int8 weights in it."""
     plain = ChatGLM(model.shape).to(model.cos.device)  # uncompiled: lengths vary here
     plain.load_state_dict(model.state_dict())

@@ -4,6 +4,7 @@ Data and the drawing of one question with its answer; no poems here.
 """
 
 # ruff: noqa: E501  (a wide character counts twice)
+# fmt: off
 
 from __future__ import annotations
 
