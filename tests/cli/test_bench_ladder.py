@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ LOAD = ["--skip-tokenizer-init", "--token-ids", "4:80", "--prompt-suffix-ids", "
 def test_ctrl_c_leaves_no_server_and_shows_the_rows_so_far(tmp_path: Path) -> None:
     path = tmp_path / "ladder.json"
     command = [sys.executable, "-m", "glmserve", "bench", "ladder", str(FIXTURE), *LOAD, "--num-prompts", "10", "--output", str(path)]
-    ladder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environ = {**os.environ, "GLMSERVE_API_KEY": "of another server"}
+    ladder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
     try:
         assert ladder.stderr is not None
         first = next(line for line in ladder.stderr if "one at a time:" in line)
@@ -34,6 +37,12 @@ def test_ctrl_c_leaves_no_server_and_shows_the_rows_so_far(tmp_path: Path) -> No
     assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()], "the second server is gone"
     rows = json.loads(path.read_text())["rows"]
     assert [row["number"] for row in rows] == [0] and rows[0]["figures"]["completed"] == 10
+
+
+def test_a_folder_that_is_missing_is_told_once(glmserve: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    result = glmserve("bench", "ladder", str(tmp_path / "nowhere"))
+    assert result.returncode == 1
+    assert result.stderr.count("nowhere") == 1 and "one at a time" not in result.stdout + result.stderr
 
 
 def wait_for_children(pid: int) -> list[int]:

@@ -16,6 +16,8 @@ import typer
 from glmserve.cli.options import with_flags_of
 from glmserve.cli.private_server import private_server
 from glmserve.config import EngineConfig
+from glmserve.models.catalog import read_spec
+from glmserve.models.demo import resolve_model
 from glmserve.protocol.errors import SettingsError
 from glmserve.tools.bench.settings import (
     LatencyConfig,
@@ -103,6 +105,7 @@ def ladder(
     glmserve bench ladder /models/chatglm-6b --concurrency 32 --output-len 128 --price-per-hour 1.2 --output ladder.html --output ladder.md
     """
     config, server_flags = load_ladder_settings(model, flags)
+    read_spec(resolve_model(model))  # a folder that cannot be served is told once, not on every rung
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a server is ended too
 
     def start_server(rung_flags: Sequence[str]) -> AbstractContextManager[str]:
