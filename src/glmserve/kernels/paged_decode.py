@@ -13,7 +13,7 @@ from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wai
 
 # Measured on an H200 (benchmarks/RESULTS.md, "decode attention"): fewer programs leave memory idle, more only cost merging.
 _PROGRAMS_WANTED = 1024
-_MAX_SPLITS = 32
+_MAX_SPLITS = 16
 _KEYS = 64
 
 
@@ -52,10 +52,10 @@ def paged_decode_attention(
         BLOCK_SIZE=block_size, KEYS=_KEYS, SPLITS=splits, FLOAT32_DOT=query.dtype == torch.float32 or interpreting(),
         num_warps=4, num_stages=3, **early_start(query),
     )  # fmt: skip
-    return merge_splits(parts, part_scales, out) if splits > 1 else out
+    return _merge_splits(parts, part_scales, out) if splits > 1 else out
 
 
-def merge_splits(parts: torch.Tensor, part_scales: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+def _merge_splits(parts: torch.Tensor, part_scales: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """Put the splits of each head's keys together into `out` [num_seqs, num_heads, head_dim], and return it.
 
     parts: float32 [num_seqs, num_heads, splits, head_dim], each split's own softmax mix; part_scales: float32 [num_seqs, num_heads,
