@@ -18,6 +18,7 @@ from glmserve.scheduler.batch import PrefillChunk
 from glmserve.scheduler.request import Request
 
 SMALL_MODELS = ("small", "wide", "small_untied", "realvocab")
+PTUNING_MODELS = ("small_ptuning_plain", "small_ptuning_proj")
 QUANTIZED_MODELS = ("quant_int8", "quant_int4", "quant_int4_qe")
 
 

@@ -1,6 +1,6 @@
 """Every recorded case of the original ChatGLM-6B code in float32 on a CPU, in every company, order and shape of the cache.
 
-Not here: P-Tuning checkpoints, which a later version loads.  Logits are compared as recorded (golden README, "Tolerances").
+Logits are compared as recorded (golden README, "Tolerances").
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from glmserve.engine.core import EngineCore
-from glmserve.protocol.errors import ModelLoadError
 from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.scheduler.request import Request
 from tests.engine.golden import (
+    PTUNING_MODELS,
     QUANTIZED_MODELS,
     SMALL_MODELS,
     GoldenCase,
@@ -60,7 +60,7 @@ def answers(cases: list[GoldenCase]) -> dict[str, list[int]]:
     return {case.name: case.greedy_tokens for case in cases}
 
 
-@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS])
+@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS, *PTUNING_MODELS])
 def test_each_case_alone(shared: Path, model: str) -> None:
     engine = engine_of(shared, model)
     for case in cases_of(shared, model):
@@ -69,7 +69,7 @@ def test_each_case_alone(shared: Path, model: str) -> None:
         assert_logits(recorder, case)
 
 
-@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS])
+@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS, *PTUNING_MODELS])
 def test_all_cases_in_one_batch(shared: Path, model: str) -> None:
     engine, cases = engine_of(shared, model), cases_of(shared, model)
     recorder = LogitRecorder(engine)
@@ -146,12 +146,6 @@ def test_borders_and_positions(shared: Path, model: str) -> None:
         assert (request.context_len, request.mask_position) == (case.data["context_length"], case.data["mask_position"])
         positions = np.array([request.positions_of(index) for index in range(len(case.prompt))]).T
         assert (positions == case.data["position_ids"]).all()
-
-
-@pytest.mark.parametrize("model", ["small_ptuning_plain", "small_ptuning_proj"])
-def test_what_comes_later_is_refused_with_a_reason(shared: Path, model: str) -> None:
-    with pytest.raises(ModelLoadError, match="P-Tuning"):
-        engine_of(shared, model)
 
 
 @pytest.mark.parametrize("kernels", ["fused", "plain"])

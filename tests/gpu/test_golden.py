@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.engine.golden import (
+    PTUNING_MODELS,
     QUANTIZED_MODELS,
     SMALL_MODELS,
     GoldenCase,
@@ -25,7 +26,7 @@ RELATIVE_ERROR = {"float16": 2e-3, "bfloat16": 1e-2}
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["graphs", "eager"])
-@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS])
+@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS, *PTUNING_MODELS])
 def test_float32_is_the_original(shared: Path, model: str, eager: bool) -> None:
     folder = shared / "golden/v1" / model
     cases = read_cases(folder)
@@ -42,7 +43,7 @@ def test_float32_is_the_original(shared: Path, model: str, eager: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS])
+@pytest.mark.parametrize("model", [*SMALL_MODELS, *QUANTIZED_MODELS, *PTUNING_MODELS])
 def test_half_precision_is_as_close_as_its_rounding_allows(shared: Path, model: str, dtype: str) -> None:
     folder = shared / "golden/v1" / model
     cases = [case for case in read_cases(folder) if not case.is_long]

@@ -287,7 +287,7 @@ def test_chatglm2s_config_is_refused_by_its_keys(folder: Path) -> None:
     [
         ({"quantization_bit": 3}, "quantization_bit is 3"),
         ({"quantization_bit": [4]}, "config.json"),
-        ({"pre_seq_len": 128}, "P-Tuning"),
+        ({"pre_seq_len": "128"}, "pre_seq_len"),
         ({"position_encoding_2d": False}, "two-dimensional"),
         ({"num_layers": None}, "num_layers"),
         ({"num_attention_heads": 3}, "heads"),

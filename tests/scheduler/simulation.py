@@ -46,6 +46,7 @@ class Settings:
     lag: int = 0
     run_length: int = 1
     max_model_len: int = 64
+    num_soft_tokens: int = 0
     batching: Mode = "continuous"
     window: float = 2.5  # seconds; a step takes one
 
@@ -63,13 +64,16 @@ class Simulation:
         settings = self.settings
         self.spec = spec_of(settings.attention)
         self.pool = BlockPool(settings.num_blocks + 1, settings.run_length)
-        cache = KVCacheManager(self.pool, settings.block_size, settings.attention == "prefix", settings.caching)
+        cache = KVCacheManager(self.pool, settings.block_size, settings.attention == "prefix", settings.caching, settings.num_soft_tokens)
         self.scheduler = Scheduler(
             self.spec, cache, settings.max_num_seqs, settings.max_num_batched_tokens, aging_seconds=10.0, clock=lambda: self.now,
             batching=batching_of(settings.batching, settings.window, settings.max_num_seqs),
         )  # fmt: skip
         self.requests: dict[str, Request] = {}
         self._slots: dict[int, bytes] = {}  # slot -> digest of the history that its K/V depends on
+        for index in range(settings.num_soft_tokens):
+            self._slots[self._slot(cache.soft_blocks, index)] = _soft(index)
+        self.num_soft_blocks = len(cache.soft_blocks)
         self._tokens: dict[str, list[int]] = {}  # what the device knows of each sequence
         self._last: dict[int, int] = {}  # row -> token it sampled last
         self._unread: list[tuple[ScheduledBatch, list[int]]] = []
@@ -112,7 +116,7 @@ class Simulation:
         running = list(self.scheduler.running.values())
         rows = [request.row for request in running]
         assert len(set(rows)) == len(rows) <= self.settings.max_num_seqs
-        held: dict[int, int] = {}
+        held = dict.fromkeys(self.scheduler.kv_cache.soft_blocks, 1)
         for request in running:
             assert len(set(request.block_ids)) == len(request.block_ids)
             for block in request.block_ids:
@@ -161,10 +165,11 @@ class Simulation:
 
     def _write(self, request: Request, start: int, stop: int, written: set[int]) -> None:
         """Tokens [start, stop) see right histories in all slots before them, and write slots that nobody else uses."""
-        size, tokens = self.settings.block_size, self._tokens[request.request_id]
+        soft, tokens = self.settings.num_soft_tokens, self._tokens[request.request_id]
+        assert [self._slots.get(self._slot(request.block_ids, index)) for index in range(soft)] == [_soft(index) for index in range(soft)]
         for index in range(stop):
-            block = request.block_ids[index // size]
-            slot = block * size + index % size
+            slot = self._slot(request.block_ids, soft + index)
+            block = slot // self.settings.block_size
             history = self._history(request, tokens, index)
             if index < start:
                 assert self._slots.get(slot) == history, f"token {index} of {request.request_id} finds foreign K/V in block {block}"
@@ -179,6 +184,10 @@ class Simulation:
         seen = tokens[: max(index + 1, request.context_len)]
         return hashlib.blake2b(bytes([index, request.context_len, *(token % 256 for token in seen)]), digest_size=8).digest()
 
+    def _slot(self, block_ids: list[int], place: int) -> int:
+        """Of the token at `place`, soft tokens counted."""
+        return block_ids[place // self.settings.block_size] * self.settings.block_size + place % self.settings.block_size
+
     def _block_slots(self, block: int) -> range:
         return range(block * self.settings.block_size, (block + 1) * self.settings.block_size)
 
@@ -189,6 +198,11 @@ class Simulation:
         for request in self.scheduler.update(batch, sampled):
             last = -1 if request.finish_reason == FinishReason.ERROR else request.token_ids[-1]
             self.outputs[request.request_id].append((last, request.finish_reason))
+
+
+def _soft(index: int) -> bytes:
+    """What the slot of a soft token holds."""
+    return b"soft %d" % index
 
 
 def next_token(tokens: list[int], num_prompt_tokens: int, params: SamplingParams) -> int:

@@ -21,6 +21,7 @@ from glmserve.protocol.weight_format import WeightFormat
 from glmserve.runner.kv_pool import KVPool
 from glmserve.runner.loader import Progress, build_model, fill_with_noise, kept_on, load_weights, pack_for_cpu, parameter_bytes
 from glmserve.runner.model_runner import ModelRunner
+from glmserve.runner.soft_tokens import write_soft_tokens
 from glmserve.scheduler.batching import batching_of
 from glmserve.scheduler.block_pool import BlockPool
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
@@ -74,6 +75,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
         fill_with_noise(model, spec, config.seed)
     else:
         load_weights(model, spec, folder, progress)
+    soft_tokens = model.take_soft_tokens()
     rounded_to, spec = spec.layer_format, kept_on(device, spec)  # from here on the formats of `spec` tell of memory
     weights = _placement_of_weights(model, spec, device)
     pack_for_cpu(model)
@@ -87,6 +89,8 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     runner.warm_up([size for size in _WARM_UP_SIZES if size <= config.max_num_seqs])
     clock.phase("capture_graphs")
     scheduler = _scheduler(config, spec, pool, device, max_batched_tokens)
+    if soft_tokens is not None:
+        write_soft_tokens(soft_tokens, pool, scheduler.kv_cache.soft_blocks)
     return LoadedEngine(spec, _describe(config, spec, weights, pool, dtype, rounded_to, clock.seconds), scheduler, runner)
 
 
@@ -127,7 +131,11 @@ def _max_batched_tokens(config: EngineConfig, spec: ModelSpec, device: torch.dev
 def _scheduler(config: EngineConfig, spec: ModelSpec, pool: KVPool, device: torch.device, max_batched_tokens: int) -> Scheduler:
     run_length = 1 if device.type == "cuda" else max(1, spec.max_model_len // config.block_size)
     kv_cache = KVCacheManager(
-        BlockPool(pool.num_blocks, run_length), config.block_size, spec.attention == "prefix", config.enable_prefix_caching
+        BlockPool(pool.num_blocks, run_length),
+        config.block_size,
+        spec.attention == "prefix",
+        config.enable_prefix_caching,
+        spec.num_soft_tokens,
     )
     batching = batching_of(config.batching, config.batching_window, config.max_num_seqs)
     return Scheduler(spec, kv_cache, config.max_num_seqs, max_batched_tokens, config.aging_seconds, batching=batching)

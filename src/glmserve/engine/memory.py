@@ -60,7 +60,8 @@ def num_kv_blocks(
     Raises NotEnoughMemoryError when not even one full context fits.
     """
     per_block = bytes_per_block(spec, config.block_size, kv_dtype)
-    one_context = (-(-spec.max_model_len // config.block_size) + 1) * per_block
+    soft = spec.num_soft_tokens  # once in blocks that all share, and before the context
+    one_context = (-(-(soft + spec.max_model_len) // config.block_size) + -(-soft // config.block_size) + 1) * per_block
     asked_for = config.num_kv_blocks * per_block if config.num_kv_blocks else config.kv_cache_memory_bytes
     if asked_for:
         available = asked_for

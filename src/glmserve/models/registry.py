@@ -53,6 +53,9 @@ class Model(Protocol):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
 
+    def take_soft_tokens(self) -> torch.Tensor | None:
+        """Trained keys and values for the front of every sequence, [num_soft_tokens, num_layers, 2, num_kv_heads, head_dim], once."""
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """As torch.nn.Module has it."""
 

@@ -48,6 +48,7 @@ class ModelSpec:
     layer_format: WeightFormat = "none"
     head_format: WeightFormat = "none"
     released_bits: int = 0
+    num_soft_tokens: int = 0  # P-Tuning: trained keys and values in front of every sequence
     num_mlp_matrices: int = 3  # 3 where a gate multiplies, 2 where there is only an activation between
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -80,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ModelLoadError(
             f"there is no model folder at {folder}. Give the folder that holds config.json and the weights, "
-            "or the name `demo` for the small built-in model."
+            "or the name of a built-in model: `demo` or `demo-en`."
         )
     path = folder / "config.json"
     try:

@@ -24,16 +24,19 @@ class PrefillInputs:
     metadata: AttentionMetadata
 
 
-def prefill_inputs(chunks: list[PrefillChunk], block_size: int, rotary: RotaryTable, axes: int, device: torch.device) -> PrefillInputs:
-    """All chunks of a prefill step, one after the other."""
+def prefill_inputs(
+    chunks: list[PrefillChunk], block_size: int, rotary: RotaryTable, axes: int, device: torch.device, num_soft_tokens: int = 0
+) -> PrefillInputs:
+    """All chunks of a prefill step, one after the other.  Soft tokens lie before each sequence's own and count in its length."""
     token_ids, positions, slots = [], [], []
     for chunk in chunks:
         index = np.arange(chunk.start, chunk.start + chunk.length)
         token_ids.append(np.array(chunk.request.token_ids[chunk.start : chunk.start + chunk.length]))
         positions.append(_positions(chunk.request, index))
-        slots.append(np.array(chunk.request.block_ids)[index // block_size] * block_size + index % block_size)
+        place = num_soft_tokens + index
+        slots.append(np.array(chunk.request.block_ids)[place // block_size] * block_size + place % block_size)
     query_lens = [chunk.length for chunk in chunks]
-    seq_lens = [chunk.start + chunk.length for chunk in chunks]
+    seq_lens = [num_soft_tokens + chunk.start + chunk.length for chunk in chunks]
     tables = [chunk.request.block_ids for chunk in chunks]
     causal = [chunk.causal for chunk in chunks]
     width = max(len(table) for table in tables)
@@ -73,8 +76,9 @@ class DecodeInputs:
     and point at the null block and at a spare persistent row.
     """
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device) -> None:
+    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device, num_soft_tokens: int = 0) -> None:
         self.block_size = block_size
+        self.num_soft_tokens = num_soft_tokens
         self.device = device
         self.max_num_seqs = max_num_seqs
         shape = (max_num_seqs, NUM_FIELDS + max_blocks)
@@ -93,12 +97,13 @@ class DecodeInputs:
         seq_lens = []
         for row, request in enumerate(requests):
             index = request.num_computed_tokens - 1  # scheduling has counted this token as computed
-            seq_lens.append(index + 1)
+            place = self.num_soft_tokens + index
+            seq_lens.append(place + 1)
             known = index < len(request.token_ids)
             position, second = request.positions_of(index)
             block_ids = request.block_ids
-            slot = block_ids[index // self.block_size] * self.block_size + index % self.block_size
-            array[row, :NUM_FIELDS] = (request.token_ids[index] if known else -1, request.row, position, second, slot, index + 1)
+            slot = block_ids[place // self.block_size] * self.block_size + place % self.block_size
+            array[row, :NUM_FIELDS] = (request.token_ids[index] if known else -1, request.row, position, second, slot, place + 1)
             array[row, NUM_FIELDS : NUM_FIELDS + len(block_ids)] = block_ids
         array[len(requests) : num_rows, :NUM_FIELDS] = (0, self.max_num_seqs, 0, 0, 0, 0)
         self.packed[:num_rows].copy_(host[:num_rows], non_blocking=True)

@@ -64,7 +64,8 @@ class ModelRunner:
         self.device = device
         self.on_gpu = device.type == "cuda"
         self.axes = 2 if spec.rotary == "2d" else 1
-        self.inputs = DecodeInputs(max_num_seqs, -(-max_model_len // pool.block_size), pool.block_size, device)
+        max_blocks = -(-(spec.num_soft_tokens + max_model_len) // pool.block_size)
+        self.inputs = DecodeInputs(max_num_seqs, max_blocks, pool.block_size, device, spec.num_soft_tokens)
         self.sampler = Sampler(spec, max_num_seqs, device)
         self.graphs = DecodeGraphs(self._decode, max_num_seqs) if use_graphs and self.on_gpu else None
         self.clock = StepClock(EventMarker() if self.on_gpu else HostMarker())
@@ -75,7 +76,9 @@ class ModelRunner:
         if batch.block_copies:
             self.pool.copy_blocks(batch.block_copies)
         if batch.is_prefill:
-            inputs = prefill_inputs(batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device)
+            inputs = prefill_inputs(
+                batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device, self.spec.num_soft_tokens
+            )
             marks = self.clock.begin()
             self.model.prefill(inputs.token_ids, inputs.metadata, self.pool.caches)
             return StepHandle(batch, None, self.on_gpu, self.clock, marks)

@@ -2,6 +2,7 @@
 
 Causal models share any run of full blocks from the start of the prompt.  A prefix model's context K/V depends on the whole context,
 so it is found only by the identical context; its last, partly filled block is copied, since each request goes on writing there.
+Soft tokens (P-Tuning) lie in front of every sequence: in blocks that all share, but for a copy of the last one where it is partly filled.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ from glmserve.scheduler.request import Request
 class KVCacheManager:
     """Gives blocks to requests and takes them back.  `block_copies` collects the copies that the next step must make first."""
 
-    def __init__(self, pool: BlockPool, block_size: int, prefix_attention: bool, enable_caching: bool) -> None:
+    def __init__(self, pool: BlockPool, block_size: int, prefix_attention: bool, enable_caching: bool, num_soft_tokens: int = 0) -> None:
+        """Raises ValueError for a pool that has no room for the soft tokens, which prefix models alone may have."""
+        assert prefix_attention or not num_soft_tokens
         self.pool = pool
         self.block_size = block_size
         self.prefix_attention = prefix_attention
         self.enable_caching = enable_caching
+        self.num_soft_tokens = num_soft_tokens
+        soft_blocks = pool.allocate(-(-num_soft_tokens // block_size))
+        if soft_blocks is None:
+            raise ValueError(f"{pool.num_free} free blocks cannot hold {num_soft_tokens} soft tokens")
+        self.soft_blocks = soft_blocks
         self.block_copies: list[tuple[int, int]] = []
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
@@ -41,11 +49,11 @@ class KVCacheManager:
             return True
         # A cached context with a part-filled end holds one block more while that is copied. A context that fills the pool has to do
         # without, or it would wait for ever.
-        return num_cached_tokens % self.block_size != 0 and self._take(request, [], 0, num_reserved)
+        return self._fills_in_part(num_cached_tokens) and self._take(request, self.soft_blocks, 0, num_reserved)
 
     def _take(self, request: Request, cached: list[int], num_cached_tokens: int, num_reserved: int) -> bool:
         # The last cached block of a prefix model is shared only to be copied: the request goes on writing in it.
-        copy_last = bool(cached) and num_cached_tokens % self.block_size != 0
+        copy_last = bool(cached) and self._fills_in_part(num_cached_tokens)
         for block in cached:
             self.pool.share(block)  # before allocating, which could otherwise hand out a free cached block
         kept = cached[:-1] if copy_last else cached
@@ -84,7 +92,7 @@ class KVCacheManager:
         if self.prefix_attention:
             if request.context_len and request.num_computed_tokens >= request.context_len:
                 key = _digest(b"context", request.token_ids[: request.context_len])
-                for index in range(self._num_blocks(request.context_len)):
+                for index in range(self._num_shared_by_all(), self._num_blocks(request.context_len)):
                     self.pool.remember(request.block_ids[index], _digest(key, [index]))
             return
         num_known = min(request.num_computed_tokens, len(request.token_ids))
@@ -102,10 +110,10 @@ class KVCacheManager:
         return copies
 
     def _cached_blocks(self, request: Request) -> tuple[list[int], int]:
-        if not self.enable_caching:
-            return [], 0
         if self.prefix_attention:
             return self._cached_context(request)
+        if not self.enable_caching:
+            return [], 0
         blocks: list[int] = []
         # At least the newest token is always computed: its logits are what the request is here for.
         for block_hash in self._chain(request.token_ids, len(request.token_ids) - 1):
@@ -118,10 +126,11 @@ class KVCacheManager:
     def _cached_context(self, request: Request) -> tuple[list[int], int]:
         key = self.context_key(request)
         if key is None:
-            return [], 0
-        found = [self.pool.find(_digest(key, [index])) for index in range(self._num_blocks(request.context_len))]
+            return self.soft_blocks, 0
+        first, last = self._num_shared_by_all(), self._num_blocks(request.context_len)
+        found = [self.pool.find(_digest(key, [index])) for index in range(first, last)]
         blocks = [block for block in found if block is not None]
-        return (blocks, request.context_len) if len(blocks) == len(found) else ([], 0)
+        return (self.soft_blocks[:first] + blocks, request.context_len) if len(blocks) == len(found) else (self.soft_blocks, 0)
 
     def _chain(self, token_ids: list[int], num_tokens: int) -> list[bytes]:
         """A hash for each full block of the first `num_tokens` tokens; each covers all tokens before it too."""
@@ -133,7 +142,15 @@ class KVCacheManager:
         return hashes
 
     def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+        return -(-(self.num_soft_tokens + num_tokens) // self.block_size)
+
+    def _fills_in_part(self, num_tokens: int) -> bool:
+        """Whether the last block of so many tokens has room for more."""
+        return (self.num_soft_tokens + num_tokens) % self.block_size != 0
+
+    def _num_shared_by_all(self) -> int:
+        """Blocks that hold nothing but soft tokens."""
+        return self.num_soft_tokens // self.block_size
 
 
 def _digest(parent: bytes, token_ids: list[int]) -> bytes:

@@ -15,6 +15,7 @@ from glmserve.kernels.norm import Summands, residual_layer_norm
 from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
 from glmserve.layers.quantized_linear import make_linear
 from glmserve.layers.rotary import RotaryTable
+from glmserve.models.chatglm.prefix_encoder import PrefixEncoder
 from glmserve.models.registry import Target
 from glmserve.models.spec import ModelSpec
 
@@ -32,6 +33,7 @@ class ChatGLM(nn.Module):
         self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
         self.final_layernorm = LayerNorm(spec)
         self.lm_head = make_linear(spec.hidden_size, spec.vocab_size, spec.head_format, bias=False)
+        self.prefix_encoder = PrefixEncoder(spec) if spec.num_soft_tokens else None
         self.rotary = RotaryTable(rotary_frequencies(spec.head_dim), spec.max_model_len + 1, device)
 
     def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
@@ -53,6 +55,11 @@ class ChatGLM(nn.Module):
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
         scores: torch.Tensor = self.lm_head(hidden)
         return scores
+
+    def take_soft_tokens(self) -> torch.Tensor | None:
+        """P-Tuning's keys and values, [num_soft_tokens, num_layers, 2, num_heads, head_dim]; what made them is let go."""
+        encoder, self.prefix_encoder = self.prefix_encoder, None
+        return None if encoder is None else encoder()
 
     def target_of(self, name: str) -> Target | None:
         """Released names -> parameters; rotary tables in a checkpoint are ignored, as the released code does."""

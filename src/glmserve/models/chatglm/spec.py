@@ -22,8 +22,9 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     bits = config.get("quantization_bit") or 0
     if bits not in _FORMATS:
         raise ValueError(f"quantization_bit is {bits!r}; the released code knows 4 and 8.")
-    if config.get("pre_seq_len"):
-        raise ValueError("P-Tuning checkpoints (pre_seq_len) are not supported yet. Serve the base model.")
+    num_soft_tokens = config.get("pre_seq_len") or 0
+    if not isinstance(num_soft_tokens, int) or num_soft_tokens < 0:
+        raise ValueError(f"pre_seq_len is {num_soft_tokens!r}; P-Tuning has a whole number of trained tokens.")
     hidden_size, num_heads, vocab_size = config["hidden_size"], config["num_attention_heads"], config["vocab_size"]
     if hidden_size % (4 * num_heads):
         raise ValueError(f"hidden_size {hidden_size} does not divide into {num_heads} heads of a multiple of 4.")
@@ -50,7 +51,11 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         layer_format=_FORMATS[bits],
         head_format=_FORMATS[bits] if config.get("quantization_embeddings") else "none",
         released_bits=bits,
+        num_soft_tokens=num_soft_tokens,
         num_mlp_matrices=2,
         default_sampling={"temperature": 0.95, "top_p": 0.7, "top_k": 50},  # chat(); top_k from the library it was written for
-        extra={"invalid_score_token_id": 5 + shift},  # InvalidScoreLogitsProcessor
+        extra={
+            "invalid_score_token_id": 5 + shift,  # InvalidScoreLogitsProcessor
+            "prefix_projection": bool(config.get("prefix_projection")),  # P-Tuning
+        },
     )

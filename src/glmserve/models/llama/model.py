@@ -48,6 +48,10 @@ class Llama(nn.Module):
         scores: torch.Tensor = self.lm_head(hidden)
         return scores
 
+    def take_soft_tokens(self) -> torch.Tensor | None:
+        """None: P-Tuning is ChatGLM's."""
+        return None
+
     def target_of(self, name: str) -> Target | None:
         """transformers' names -> parameters; q, k and v, and gate and up, are stacked."""
         if name.endswith("rotary_emb.inv_freq"):
