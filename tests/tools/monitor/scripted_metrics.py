@@ -31,6 +31,7 @@ class MetricsServer(ThreadingHTTPServer):
         self.values: dict[str, float] = {}
         self.ready: tuple[int, dict[str, Any]] | None = (200, {"status": "ready", "reason": None})
         self.slow: list[dict[str, Any]] | None = []
+        self.slow_answer: tuple[int, object] | None = None  # in place of `slow`
         self.page: tuple[int, str] | None = None  # in place of `values`
         self.asked: list[str] = []
         self.keys: set[str | None] = set()
@@ -92,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, text.encode())
         elif path == "/ready" and self.server.ready is not None:
             self._send(self.server.ready[0], json.dumps(self.server.ready[1]).encode())
+        elif path == "/slow" and self.server.slow_answer is not None:
+            self._send(self.server.slow_answer[0], json.dumps(self.server.slow_answer[1]).encode())
         elif path == "/slow" and self.server.slow is not None:
             self._send(200, json.dumps({"requests": self.server.slow}).encode())
         else:

@@ -125,9 +125,10 @@ async def test_a_server_that_is_away_comes_back(server: MetricsServer, clock: Cl
         await pilot.pause()
         assert "not ready for 0 s: the engine is restarting" in screen_text(page)
         server.ready = (200, {})
+        server.values["engine_restarts_total"] = 1
         await page.look()
         await pilot.pause()
-        assert "glmserve ready" in screen_text(page)
+        assert "glmserve ready engine restarted 1x" in screen_text(page)
 
 
 async def test_several_servers_and_the_chosen_one(server: MetricsServer, vllm: MetricsServer, clock: Clock) -> None:

@@ -33,6 +33,18 @@ async def test_slow_requests_are_asked_for(server: MetricsServer, clock: Clock) 
     assert "/slow?over=1.5&last=20" in server.asked
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [((401, {}), "--api-key"), ((200, {"requests": 3}), "another one"), ((200, []), "another one"), (None, "has no GET /slow")],
+)
+async def test_why_there_are_no_slow_requests(server: MetricsServer, clock: Clock, answer: tuple[int, object] | None, words: str) -> None:
+    server.values, server.slow_answer, server.slow = {"num_requests_running": 0}, answer, None
+    watched = WatchedServer(server.url, clock)
+    async with httpx.AsyncClient() as http:
+        await watched.look(http)
+    assert watched.slow is None and words in watched.slow_reason
+
+
 async def test_a_server_of_another_make(vllm: MetricsServer, clock: Clock) -> None:
     vllm.values = {"num_requests_waiting": 2}
     watched = WatchedServer(vllm.url, clock)

@@ -64,6 +64,8 @@ def status_line(server: WatchedServer, now: float, alerts: Sequence[str] = ()) -
         line.append(f" for {now - server.since:.0f} s")
     if server.reason:
         line.append(f": {server.reason}")
+    if server.num_restarts:
+        line.append(f"  engine restarted {server.num_restarts}x", "yellow")
     if alerts:
         line.append(f"  ALERT: {', '.join(alerts)}", "bold red")
     return line
@@ -131,7 +133,7 @@ def legend(shares: dict[str, float]) -> RenderableType:
 def slow(server: WatchedServer, slow_over: float, width: int) -> RenderableType:
     """The slow requests, newest first, each with its reason."""
     if server.slow is None:
-        return Text("This server does not tell its slow requests (GET /slow)." if server.reachable else "", "dim")
+        return Text(f"This server does not tell its slow requests: {server.slow_reason}." if server.reachable else "", "dim")
     if not server.slow:
         return Text(f"None took more than {slow_over:g} s.", "dim")
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)

@@ -38,7 +38,8 @@ class WatchedServer:
         self.reason = ""  # why it is not ready or not reachable
         self.since = clock()  # the moment of its last change of state
         self.history = History(history_seconds)
-        self.slow: list[dict[str, Any]] | None = None  # None where the server does not tell
+        self.slow: list[dict[str, Any]] | None = None  # None where the server does not tell ...
+        self.slow_reason = ""  # ... and why
         self._clock = clock
         self._slow_over = slow_over
 
@@ -53,6 +54,11 @@ class WatchedServer:
         last = self.history.last
         names = last.by("num_requests_running", "model_name") if last else {}
         return ", ".join(names)
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the server restarted its engine."""
+        return int(self.history.last.total("engine_restarts_total") or 0) if self.history.last else 0
 
     @property
     def engine(self) -> str:
@@ -84,7 +90,7 @@ class WatchedServer:
             return
         reason = _not_ready_because(ready)
         self._change(State.READY if reason is None else State.NOT_READY, reason or "")
-        self.slow = _slow_requests(slow)
+        self.slow, self.slow_reason = _slow_requests(slow)
 
     async def _get(self, http: httpx.AsyncClient, path: str) -> httpx.Response | str:
         """The answer, or in words why there is none."""
@@ -128,11 +134,14 @@ def _not_ready_because(answer: httpx.Response | str) -> str | None:
         return "/ready answers 503"
 
 
-def _slow_requests(answer: httpx.Response | str) -> list[dict[str, Any]] | None:
+def _slow_requests(answer: httpx.Response | str) -> tuple[list[dict[str, Any]] | None, str]:
+    """(requests, "") or (None, why there are none)."""
+    if not isinstance(answer, str) and answer.status_code == 401:
+        return None, "it wants a key for that: --api-key or GLMSERVE_API_KEY"
     if isinstance(answer, str) or answer.status_code != 200:
-        return None
+        return None, "it has no GET /slow"
     try:
         requests = answer.json()["requests"]
+        return [dict(entry) for entry in requests], ""
     except (ValueError, LookupError, TypeError):
-        return None
-    return [entry for entry in requests if isinstance(entry, dict)] if isinstance(requests, list) else None
+        return None, "its GET /slow is another one"
