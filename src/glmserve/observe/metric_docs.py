@@ -1,16 +1,25 @@
-"""docs/metrics.md, made from the declarations: `python -m glmserve.observe.metric_docs > docs/metrics.md`."""
+"""docs/metrics.md, made from what it describes: `python -m glmserve.observe.metric_docs > docs/metrics.md`.
+
+That is the list of metrics, and the alert rules and the dashboard that ship in `ready_made`.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from typing import Any
 
 import msgspec
+import yaml
 
 from glmserve.observe.metric_list import all_metrics
 from glmserve.protocol.stats import DeviceSeconds
 
 HEAD = """\
-# Metrics
+# Metrics, alert rules, panels
 
 `GET /metrics` gives these in Prometheus' text format. Suffixes and labels are vLLM's where vLLM has the metric, so that its dashboards
 need a new prefix and nothing else. A histogram has `_bucket`, `_sum` and `_count` behind its name. The `nvml_*` metrics are there where
@@ -53,14 +62,79 @@ show an MBU above 1.
 """
 
 
+ALERTS = """
+## Alert rules
+
+The server's own, as `glmserve monitor --show alert-rules` prints them; [monitoring.md](monitoring.md) says how they are judged and told.
+
+| rule | bad when | for | severity | what to do |
+|---|---|---|---|---|
+"""
+
+PROMETHEUS_ALERTS = """
+Prometheus' (`glmserve monitor --show prometheus-rules`):
+
+| rule | asks for | for | severity | meaning |
+|---|---|---|---|---|
+"""
+
+PANELS = """
+## Panels of the Grafana dashboard
+
+`glmserve monitor --show grafana-dashboard` prints it.
+
+| panel | asks for | shows |
+|---|---|---|
+"""
+
+_NAME = re.compile(r"\b(?:glmserve:\w+|http_requests_total|up)\b")
+
+
 def metrics_page() -> str:
     """The whole page."""
-    activities = [f"| `{name}` | {ACTIVITIES[name]} |\n" for name in msgspec.structs.asdict(DeviceSeconds())]
-    rows = [
-        f"| `{metric.name}` | {metric.type} | {', '.join(metric.labels)} | {metric.help} |\n"
+    activities = (row(f"`{name}`", ACTIVITIES[name]) for name in msgspec.structs.asdict(DeviceSeconds()))
+    metrics = (
+        row(f"`{metric.name}`", metric.type, ", ".join(metric.labels), metric.help)
         for metric in sorted(all_metrics(), key=lambda metric: metric.name)
-    ]
-    return "".join((HEAD, *activities, UTILIZATION, *rows))
+    )
+    return "".join(
+        (HEAD, *activities, UTILIZATION, *metrics, ALERTS, *_own_rules(), PROMETHEUS_ALERTS, *_prometheus_rules(), PANELS, *_panels())
+    )
+
+
+def row(*cells: str) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _own_rules() -> Iterator[str]:
+    for rule in yaml.safe_load(_ready_made("alert-rules.yaml"))["rules"]:
+        limit = f"`{rule['signal']}` " + " ".join(f"{word} {rule[word]}" for word in ("above", "below", "over") if word in rule)
+        yield row(rule["name"], limit, str(rule.get("for", "1m")), rule.get("severity", "warning"), rule["message"])
+
+
+def _prometheus_rules() -> Iterator[str]:
+    for group in yaml.safe_load(_ready_made("prometheus-rules.yml"))["groups"]:
+        for rule in group["rules"]:
+            notes = rule["annotations"]
+            words = re.sub(r"\{\{.*?\}\}", "...", notes["summary"]) + ". " + notes["description"]
+            yield row(rule["alert"], _asked([rule["expr"]]), str(rule.get("for", "0")), rule["labels"]["severity"], words)
+
+
+def _panels() -> Iterator[str]:
+    for panel in json.loads(_ready_made("grafana-dashboard.json"))["panels"]:
+        if panel.get("targets"):
+            yield row(panel["title"], _asked(target["expr"] for target in panel["targets"]), panel["description"])
+
+
+def _asked(expressions: Iterable[str]) -> str:
+    """The metrics that PromQL expressions name, without prefix and endings."""
+    names = dict.fromkeys(name for expression in expressions for name in _NAME.findall(expression))
+    return ", ".join(f"`{name.removeprefix('glmserve:')}`" for name in names)
+
+
+def _ready_made(name: str) -> Any:
+    return files("glmserve.observe").joinpath("ready_made", name).read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":
