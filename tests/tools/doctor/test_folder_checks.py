@@ -96,6 +96,11 @@ def test_a_broken_folder(folder: Path, spoil: Callable[[Path], Any], check: str,
     assert found.mend
 
 
+def test_a_model_that_is_not_served_need_not_be_downloaded_again(folder: Path) -> None:
+    edit_config(folder, model_type="bert")
+    assert "vLLM" in finding(str(folder), "config").mend[0]
+
+
 def test_torch_files(tmp_path: Path) -> None:
     shutil.copy(FIXTURE / "config.json", tmp_path)
     assert finding(str(tmp_path), "weights").summary.startswith("no weights")

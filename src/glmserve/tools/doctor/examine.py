@@ -129,7 +129,14 @@ def _gpu(reader: GpuReader | None, index: int | None, reported: ReportedReader |
     if index is not None:
         return next((gpu for gpu in gpus if gpu.index == index), None)
     uuids = {gpu.uuid for gpu in reported.gpus()} if reported is not None else set()
-    return max(gpus, key=lambda gpu: (gpu.uuid in uuids, reader.sample(gpu).memory_used))
+    return max(gpus, key=lambda gpu: (gpu.uuid in uuids, _memory_used(reader, gpu)))
+
+
+def _memory_used(reader: GpuReader, gpu: Gpu) -> int:
+    try:
+        return reader.sample(gpu).memory_used
+    except OSError:
+        return 0
 
 
 def _about(service: Service, is_here: bool) -> str:

@@ -127,7 +127,10 @@ class ReportedReader:
 
     def gpus(self) -> list[Gpu]:
         """The one its engine uses; none where it reports none."""
-        readings = self._readings()
+        try:
+            readings = self._readings()
+        except OSError:
+            return []
         series = readings.series("nvml_memory_total_bytes")
         return [
             Gpu(

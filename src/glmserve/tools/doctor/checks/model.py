@@ -15,6 +15,9 @@ from glmserve.tools.doctor.patient import Patient
 from glmserve.tools.doctor.weight_files import fault_of, is_lfs_pointer
 
 FETCH = "Download it again, whole: `huggingface-cli download REPO --local-dir FOLDER` goes on where it stopped."
+SERVED = (
+    "This server knows ChatGLM-6B (model_type chatglm, the first generation) and plain Llama shapes. vLLM serves ChatGLM2, 3 and GLM-4."
+)
 FETCH_LFS = "In the folder: `git lfs install && git lfs pull`. Or download the files without git."
 GPU_SHARE = 0.9  # of the GPU's memory that a server takes by default
 WORKSPACE = 2**30  # CUDA itself and the largest step
@@ -32,7 +35,9 @@ async def config(patient: Patient) -> Finding:
     try:
         spec = patient.files.spec()
     except ModelLoadError as error:
-        return fail(str(error).splitlines()[0], FETCH, model_type=patient.files.config.get("model_type"))
+        written = patient.files.config  # empty where it cannot be read
+        words = str(error).splitlines()[0].replace(f"{path}: ", "").replace(str(path), "config.json")
+        return fail(words, SERVED if written else FETCH, model_type=written.get("model_type"))
     return ok(f"{spec.family}, {spec.num_layers} layers, contexts of {spec.max_model_len} tokens", model_type=spec.family)
 
 
@@ -81,7 +86,7 @@ async def tokenizer(patient: Patient) -> Finding:
         raise NotApplicableError(f"the doctor does not know the tokenizer file of {family}")
     path = patient.files.path / name
     if not path.is_file():
-        return fail(f"{name} is missing", FETCH, file=name)
+        return fail(f"{name} is missing", FETCH, "Or serve token ids only: --skip-tokenizer-init.", file=name)
     try:
         num_pieces = _num_pieces(path)
     except (OSError, RuntimeError, ValueError, LookupError, TypeError) as error:
