@@ -13,6 +13,8 @@ from enum import StrEnum
 
 from glmserve.protocol.stats import DeviceSeconds
 
+MAX_STRETCHES = 1024  # kept for an engine whose user never asks for them
+
 
 class Idle(StrEnum):
     """Why the device has nothing to do, as the engine knows it; the values are fields of DeviceSeconds."""
@@ -33,7 +35,7 @@ class DeviceTime:
         self._step_end = now
         self._cause = Idle.NO_WORK  # at `until`
         self._notes: deque[tuple[float, Idle]] = deque()  # changes of the cause after `until`
-        self._without_work: list[tuple[float, float]] = []
+        self._without_work: deque[tuple[float, float]] = deque(maxlen=MAX_STRETCHES)
 
     def note(self, cause: Idle, now: float) -> None:
         """From now on, idle time is put down to `cause`.  Draining is final."""
@@ -65,7 +67,8 @@ class DeviceTime:
 
     def take_without_work(self) -> list[tuple[float, float]]:
         """(from, to) of the idle time without work that was accounted for since the last call; the HTTP wing knows what it did then."""
-        taken, self._without_work = self._without_work, []
+        taken = list(self._without_work)
+        self._without_work.clear()
         return taken
 
     def _idle_until(self, end: float) -> None:
