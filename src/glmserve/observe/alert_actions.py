@@ -10,10 +10,10 @@ import contextlib
 import json
 import logging
 import smtplib
+import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable
 from email.message import EmailMessage
 from queue import Full, Queue
 from typing import Any, assert_never
@@ -123,13 +123,18 @@ def _mail(action: EmailAction, notice: Notice) -> None:
     message["To"] = ", ".join(action.to)
     lines = [f"{key}: {value}" for key, value in notice.fields().items() if key != "text" and value != ""]
     message.set_content("\n".join([notice.text, "", *lines]) + "\n")
-    connect: Callable[..., smtplib.SMTP] = smtplib.SMTP_SSL if action.tls == "tls" else smtplib.SMTP
-    with connect(action.host, action.port, timeout=action.timeout) as smtp:
+    with _connection(action) as smtp:
         if action.tls == "starttls":
-            smtp.starttls()
+            smtp.starttls(context=ssl.create_default_context())  # smtplib by itself would trust anybody
         if action.user:
             smtp.login(action.user, _password(action))
         smtp.send_message(message)
+
+
+def _connection(action: EmailAction) -> smtplib.SMTP:
+    if action.tls == "tls":
+        return smtplib.SMTP_SSL(action.host, action.port, timeout=action.timeout, context=ssl.create_default_context())
+    return smtplib.SMTP(action.host, action.port, timeout=action.timeout)
 
 
 def _password(action: EmailAction) -> str:
