@@ -41,6 +41,7 @@ class ModelSettings(Settings):
     quantization: Literal["auto", "none", "fp8", "int8", "int4"] = Field(
         "auto", description="Format of the weights; a plain checkpoint is rounded as it loads. auto: what the checkpoint is."
     )
+    ptuning_checkpoint: str | None = Field(None, description="Folder with P-Tuning weights (prefix_encoder) for this ChatGLM model.")
     kv_cache_dtype: Literal["auto", "fp8"] = Field("auto", description="Numbers of the K/V cache. auto: the model's dtype; fp8: e4m3.")
     max_model_len: int | None = Field(None, ge=2, description="Longest prompt plus answer in tokens. Default: the model's.")
     load_format: Literal["auto", "dummy"] = Field("auto", description="dummy: random weights of the config's shape.")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from glmserve.engine.core import EngineCore
 from glmserve.protocol.errors import ModelLoadError
 from tests.engine.golden import PTUNING_MODELS, LogitRecorder, generate, make_engine, read_cases, recorded_logits
+from tests.models.tiny import FIXTURES
 
 PROJ = "small_ptuning_proj"
 ENCODER = "transformer.prefix_encoder."
@@ -118,3 +119,28 @@ def test_answers_are_others_than_without(shared: Path) -> None:
     with torch.inference_mode():
         engine.runner.pool.blocks[:, :, engine.scheduler.kv_cache.soft_blocks] = 0.0
     assert generate(engine, [case])[case.name] != case.greedy_tokens
+
+
+@pytest.mark.parametrize("model", PTUNING_MODELS)
+@pytest.mark.parametrize("others", [False, True], ids=["prefix alone", "with all the rest"])
+def test_a_checkpoint_of_its_own_beside_the_base_model(shared: Path, tmp_path: Path, model: str, others: bool) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    base.mkdir()
+    tuned.mkdir()
+    tensors = load_file(shared / "golden/v1" / model / "model.safetensors")
+    config = json.loads((shared / "golden/v1" / model / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({key: value for key, value in config.items() if not key.startswith("pre")}))
+    save_file({name: tensor for name, tensor in tensors.items() if not name.startswith(ENCODER)}, base / "model.safetensors")
+    wanted = {name: tensor for name, tensor in tensors.items() if name.startswith(ENCODER)}
+    torch.save({**(dict.fromkeys(tensors, torch.zeros(3)) if others else {}), **wanted}, tuned / "pytorch_model.bin")
+    assert_answers(load(base, ptuning_checkpoint=str(tuned)), shared / "golden/v1" / model)
+
+
+def test_a_folder_that_is_no_such_checkpoint(shared: Path) -> None:
+    small = shared / "golden/v1/small"
+    with pytest.raises(ModelLoadError, match="no P-Tuning checkpoint"):
+        load(small, ptuning_checkpoint=str(small))
+    with pytest.raises(ModelLoadError, match="no weights"):
+        load(small, ptuning_checkpoint=str(small / "cases"))
+    with pytest.raises(ModelLoadError, match="for ChatGLM-6B"):
+        load(FIXTURES / "llama-tiny", ptuning_checkpoint=str(shared / "golden/v1" / PROJ))

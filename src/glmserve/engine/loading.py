@@ -21,7 +21,7 @@ from glmserve.protocol.weight_format import WeightFormat
 from glmserve.runner.kv_pool import KVPool
 from glmserve.runner.loader import Progress, build_model, fill_with_noise, kept_on, load_weights, pack_for_cpu, parameter_bytes
 from glmserve.runner.model_runner import ModelRunner
-from glmserve.runner.soft_tokens import write_soft_tokens
+from glmserve.runner.soft_tokens import with_checkpoint, write_soft_tokens
 from glmserve.scheduler.batching import batching_of
 from glmserve.scheduler.block_pool import BlockPool
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
@@ -64,6 +64,9 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     device = _device(config.device)
     dtype = _dtype(config.dtype, spec, device)
     kv_dtype = kv_cache_dtype(config, dtype, device)
+    ptuning_checkpoint = Path(config.ptuning_checkpoint) if config.ptuning_checkpoint else None
+    if ptuning_checkpoint:
+        spec = with_checkpoint(spec, ptuning_checkpoint)
     spec = with_formats(config, spec, device)
     max_batched_tokens = _max_batched_tokens(config, spec, device)
     make_model = model_class(folder)
@@ -74,7 +77,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     if config.load_format == "dummy":
         fill_with_noise(model, spec, config.seed)
     else:
-        load_weights(model, spec, folder, progress)
+        load_weights(model, spec, folder, progress, ptuning_checkpoint)
     soft_tokens = model.take_soft_tokens()
     rounded_to, spec = spec.layer_format, kept_on(device, spec)  # from here on the formats of `spec` tell of memory
     weights = _placement_of_weights(model, spec, device)

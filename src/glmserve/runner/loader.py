@@ -20,6 +20,7 @@ from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import ModelLoadError
 from glmserve.runner.parameters import ModelParameters
 from glmserve.runner.released_matrices import ReleasedMatrices
+from glmserve.runner.soft_tokens import prefix_tensors
 from glmserve.runner.weight_files import tensors_of, weight_files
 
 Progress = Callable[[str], None]
@@ -70,8 +71,8 @@ def fill_with_noise(model: Model, spec: ModelSpec, seed: int) -> None:
             parameter.normal_(0.0, scale, generator=generator)
 
 
-def load_weights(model: Model, spec: ModelSpec, folder: Path, progress: Progress) -> None:
-    """Copy the folder's tensors into the model, shard by shard, rounded to the formats of `spec`.
+def load_weights(model: Model, spec: ModelSpec, folder: Path, progress: Progress, ptuning_checkpoint: Path | None = None) -> None:
+    """Copy the folder's tensors into the model, shard by shard, rounded to the formats of `spec`; then those of a P-Tuning checkpoint.
 
     Raises ModelLoadError for missing or truncated shards, tensors of a wrong shape, and parameters that no shard filled.
     """
@@ -84,6 +85,9 @@ def load_weights(model: Model, spec: ModelSpec, folder: Path, progress: Progress
             if joined is not None and (target := model.target_of(joined[0])) is not None:
                 _write(parameters, target, *joined, shard)
     released.check_complete(folder)
+    for name, tensor, shard in prefix_tensors(ptuning_checkpoint) if ptuning_checkpoint else ():
+        if (target := model.target_of(name)) is not None:
+            _write(parameters, target, name, tensor, shard)
     _tie_output_layer(model, spec, parameters)
     unfilled = [name for name, rows in parameters.missing_rows.items() if rows > 0]
     if unfilled:
