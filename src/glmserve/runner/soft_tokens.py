@@ -1,4 +1,4 @@
-"""A model's trained keys and values (P-Tuning): read from a checkpoint of their own, and written into the blocks all sequences start with."""
+"""A model's trained keys and values (P-Tuning): read from a checkpoint of their own, written into the blocks all sequences start with."""
 
 from __future__ import annotations
 
