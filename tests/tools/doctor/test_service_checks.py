@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,27 +16,29 @@ from tests.tools.doctor.fake_gpu import GIB, FakeGpu
 from tests.tools.doctor.faulty_server import FaultyServer
 
 Start = Callable[..., FaultyServer]
+QUICK = 0.002  # seconds a token, where a check does not look at times
 
 
-def test_a_serial_server(start: Start) -> None:
-    found = finding(start(one_at_a_time=True).url, "pulses", reader=FakeGpu(utilization=0.19))
+def test_an_api_py_with_all_its_faults(start: Start) -> None:
+    """One message at a time, on the event loop, not streamed, and it never looks whether the client is still there."""
+    server = start(is_chatglm=True, one_at_a_time=True, blocks_pages=True, notices_leaving=False)
+    examined = look(server.url, "pulses,head_of_line,responsive,streaming,cancel,keep_alive", reader=FakeGpu(utilization=0.19))
+    by_name = {check.name: found for check, found in examined.findings}
+    assert [name for name, found in by_name.items() if found.verdict is not Verdict.FAIL] == ["keep_alive"]
+    assert "one request at a time" in by_name["pulses"].summary
+    assert "GPU: mean 19%" in by_name["pulses"].summary
+    assert by_name["pulses"].evidence["ratio"] > 2.5
+    assert "glmserve serve MODEL --port" in by_name["pulses"].mend[0]
+    assert "waits for its end" in by_name["head_of_line"].summary
+    assert "event loop" in by_name["responsive"].mend[0]
+    assert "/chat/stream" in by_name["streaming"].mend[0]
+    assert "wait of the next message" in by_name["cancel"].summary
+
+
+def test_our_own_server_told_to_be_serial(start: Start) -> None:
+    found = finding(start(one_at_a_time=True).url, "pulses")
     assert found.verdict is Verdict.FAIL
-    assert "one request at a time" in found.summary
-    assert "GPU: mean 19%" in found.summary
-    assert found.evidence["ratio"] > 3.5
-    assert any("--batching continuous" in step for step in found.mend)
-
-
-def test_a_long_answer_that_blocks_short_ones(start: Start) -> None:
-    found = finding(start(one_at_a_time=True).url, "head_of_line")
-    assert found.verdict is Verdict.FAIL
-    assert found.evidence["short_beside_seconds"][0] > found.evidence["short_alone_seconds"]
-
-
-def test_an_event_loop_that_is_blocked_while_it_writes(start: Start) -> None:
-    found = finding(start(one_at_a_time=True, blocks_pages=True, is_chatglm=True).url, "responsive")
-    assert found.verdict is Verdict.FAIL
-    assert "event loop" in found.mend[0]
+    assert "--batching continuous" in found.mend[0]
 
 
 @pytest.mark.parametrize(("faults", "words"), [({"page_seconds": 0.6}, "web layer"), ({"page_status": 500}, "100% failed (HTTP 500)")])
@@ -98,22 +100,10 @@ def test_a_proxy_that_holds_the_stream_back(start: Start) -> None:
     assert "proxy_buffering off" in found.mend[0]
 
 
-def test_a_protocol_without_streams(start: Start) -> None:
-    found = finding(start(is_chatglm=True).url, "streaming")
-    assert found.verdict is Verdict.FAIL
-    assert "/chat/stream" in found.mend[0]
-
-
 def test_a_server_that_writes_on_for_clients_that_left(start: Start) -> None:
     found = finding(start(notices_leaving=False).url, "cancel")
     assert found.verdict is Verdict.FAIL
     assert "num_requests_running" in found.summary
-
-
-def test_the_same_without_metrics_shows_in_the_next_messages_wait(start: Start) -> None:
-    found = finding(start(is_chatglm=True, one_at_a_time=True, notices_leaving=False).url, "cancel")
-    assert found.verdict is Verdict.FAIL
-    assert "wait of the next message" in found.summary
 
 
 def test_a_serial_server_that_stops_when_a_client_leaves(start: Start) -> None:
@@ -142,31 +132,43 @@ def test_a_model_without_chat_format_is_asked_for_completions(start: Start) -> N
     assert [list(body)[-1] for body in server.bodies] == ["messages", "prompt"]
 
 
-HOST_BOUND = """glmserve:gpu_time_seconds_total{activity="decode"} %f
-glmserve:gpu_time_seconds_total{activity="idle_scheduling"} %f
-glmserve:gpu_time_seconds_total{activity="idle_no_work"} 1000"""
-
-
 class CountingServer(FaultyServer):
-    """Every look at its metrics finds the device a little further."""
+    """Every look at its metrics finds the counters a step further."""
+
+    counters: Mapping[str, float] = {}
+    num_looks = 0
 
     def metrics(self) -> str:
-        self.looks = getattr(self, "looks", 0) + 1
-        self.more_metrics = HOST_BOUND % (self.looks, self.looks * 3.0)
-        return super().metrics()
+        self.num_looks += 1
+        lines = [f"glmserve:{name} {step * self.num_looks}" for name, step in self.counters.items()]
+        return super().metrics() + "\n".join([*lines, ""])
+
+
+def count_by_steps(server: FaultyServer, **counters: float) -> FaultyServer:
+    """`server`, whose counters grow by so much from look to look; an activity is a name of gpu_time_seconds_total."""
+    server.__class__ = CountingServer
+    assert isinstance(server, CountingServer)
+    server.counters = {
+        name if "_total" in name else f'gpu_time_seconds_total{{activity="{name}"}}': step for name, step in counters.items()
+    }
+    return server
 
 
 def test_an_engine_that_waits_for_its_host(start: Start) -> None:
-    server = start()
-    server.__class__ = CountingServer
+    server = count_by_steps(start(token_seconds=QUICK), decode=1, idle_scheduling=3, idle_no_work=50)
     found = finding(server.url, "host_bound")
     assert found.verdict is Verdict.FAIL
     assert "75%" in found.summary
     assert "scheduling" in found.summary
 
 
+def test_an_engine_that_waits_for_work_alone(start: Start) -> None:
+    server = count_by_steps(start(token_seconds=QUICK), decode=9, idle_http=0.5, idle_no_work=50)
+    assert finding(server.url, "host_bound", reader=FakeGpu(utilization=0.3)).verdict is Verdict.OK  # its own count goes before NVML's
+
+
 def test_a_gpu_that_idles_while_messages_never_end(start: Start) -> None:
-    server = start(is_chatglm=True)
+    server = start(is_chatglm=True, token_seconds=QUICK)
     assert finding(server.url, "host_bound", reader=FakeGpu(utilization=0.37)).verdict is Verdict.FAIL
     assert finding(server.url, "host_bound", reader=FakeGpu(utilization=0.6)).verdict is Verdict.WARN
     assert finding(server.url, "host_bound", reader=FakeGpu()).verdict is Verdict.OK
@@ -181,7 +183,7 @@ def test_a_gpu_that_idles_while_messages_never_end(start: Start) -> None:
     ],
 )
 def test_layers_that_are_not_on_the_gpu(start: Start, changes: dict[str, Any], words: str) -> None:
-    found = finding(start(is_chatglm=True).url, "offload", reader=FakeGpu(**changes))
+    found = finding(start(is_chatglm=True, token_seconds=QUICK).url, "offload", reader=FakeGpu(**changes))
     assert found.verdict is Verdict.FAIL
     assert words in found.summary
     assert "device_map" in found.mend[0]
@@ -198,28 +200,30 @@ def test_layers_that_are_not_on_the_gpu(start: Start, changes: dict[str, Any], w
     ],
 )
 def test_a_gpu_that_is_held_back(start: Start, changes: dict[str, Any], check: str, verdict: Verdict, words: str) -> None:
-    found = finding(start().url, check, reader=FakeGpu(**changes))
+    found = finding(start(token_seconds=QUICK).url, check, reader=FakeGpu(**changes))
     assert found.verdict is verdict
     assert words in found.summary
 
 
 def test_slow_steps_are_seen_beside_the_speed_of_the_memory(start: Start) -> None:
     gpu = FakeGpu()
-    gpu.gpu = replace(gpu.gpu, peak_bytes_per_second=20e12)  # 15 GB at 50 tokens/s are a twentieth of it
-    found = finding(start(is_chatglm=True).url, "decode_speed", reader=gpu)
+    gpu.gpu = replace(gpu.gpu, peak_bytes_per_second=1e15)  # 15 GB at 500 tokens/s are a hundredth of it
+    found = finding(start(is_chatglm=True, token_seconds=QUICK).url, "decode_speed", reader=gpu)
     assert found.verdict is Verdict.WARN
     assert "slow steps" in found.summary
     gpu.gpu = replace(gpu.gpu, peak_bytes_per_second=600e9)
-    assert finding(start(is_chatglm=True).url, "decode_speed", reader=gpu).verdict is Verdict.OK
+    assert finding(start(is_chatglm=True, token_seconds=QUICK).url, "decode_speed", reader=gpu).verdict is Verdict.OK
 
 
-def test_what_the_server_counts_itself_goes_before_an_estimate(start: Start) -> None:
-    server = start(more_metrics="glmserve:device_peak_bytes_per_second 1e12\nglmserve:estimated_read_bytes_per_gpu_total 5")
-    assert finding(server.url, "decode_speed").summary == "no NVIDIA GPU on this machine"  # nothing was read meanwhile
+@pytest.mark.parametrize(("bytes_read", "verdict"), [(1e15, Verdict.OK), (1.0, Verdict.WARN)])
+def test_the_bytes_that_a_server_counts_go_before_an_estimate(start: Start, bytes_read: float, verdict: Verdict) -> None:
+    server = start(token_seconds=QUICK, more_metrics="glmserve:device_peak_bytes_per_second 1e12")
+    count_by_steps(server, estimated_read_bytes_per_gpu_total=bytes_read)
+    assert finding(server.url, "decode_speed", reader=FakeGpu()).verdict is verdict
 
 
 def test_float32_on_a_gpu(start: Start) -> None:
-    server = start(more_metrics='glmserve:cache_config_info{dtype="float32"} 1')
+    server = start(token_seconds=QUICK, more_metrics='glmserve:cache_config_info{dtype="float32"} 1')
     assert finding(server.url, "served_dtype", reader=FakeGpu()).verdict is Verdict.FAIL
     assert finding(server.url, "served_dtype").verdict is Verdict.OK
 
@@ -231,7 +235,10 @@ glmserve:nvml_memory_used_bytes{gpu="GPU-9"} 15e9
 glmserve:nvml_utilization_perc{gpu="GPU-9"} 0.1
 glmserve:nvml_throttle{gpu="GPU-9",reason="hw_thermal"} 1
 glmserve:nvml_throttle{gpu="GPU-9",reason="sw_power_cap"} 0"""
-    by_name = {check.name: found for check, found in look(start(more_metrics=reported).url, "offload,throttling,driver,limits").findings}
+    by_name = {
+        check.name: found
+        for check, found in look(start(token_seconds=QUICK, more_metrics=reported).url, "offload,throttling,driver,limits").findings
+    }
     assert by_name["offload"].verdict is Verdict.FAIL
     assert "hw_thermal" in by_name["throttling"].summary
     assert "sw_power_cap" not in by_name["throttling"].summary
@@ -239,7 +246,7 @@ glmserve:nvml_throttle{gpu="GPU-9",reason="sw_power_cap"} 0"""
 
 
 def test_a_key_that_is_missing_and_one_that_fits(start: Start) -> None:
-    server = start(key="k")
+    server = start(key="k", token_seconds=QUICK)
     with pytest.raises(SettingsError, match="--api-key"):
         look(server.url, "answers")
     assert finding(server.url, "answers", api_key="k").verdict is Verdict.OK
