@@ -3,7 +3,7 @@
     glmserve serve demo --port 8123 &
     python scripts/web_screenshots.py http://localhost:8123
 
-The chat asks the first two suggestions of the page; the dashboard is seen after a minute of some load.
+The chat asks what the page suggests; the dashboard is seen after a minute of some load.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SIZE = {"width": 1180, "height": 740}
 LOAD_SECONDS = 60
 MOST_AT_A_TIME = 5
+QUESTION = "写一首七言律诗，题目是《秋思》。"
 NO_NOISE = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 
 
 def chat(page: Page) -> None:
-    """Two questions and their answers."""
+    """The page's suggestions and their answers."""
     suggestions = [text.split("\n")[0] for text in page.locator(".suggestion").all_inner_texts()]
-    for question in suggestions[:2]:
+    for question in suggestions:
         page.fill("#question", question)
         page.press("#question", "Enter")
         page.wait_for_selector(".message.assistant:last-child:not(.streaming)", timeout=120_000)
@@ -40,7 +41,11 @@ def load(url: str, until: float) -> None:
     def client(number: int) -> None:
         time.sleep(number * LOAD_SECONDS / 12)
         while time.monotonic() < until - number * LOAD_SECONDS / 20:
-            body = {"messages": [{"role": "user", "content": "Tell me about the sea. " * (1 + 6 * number)}], "max_tokens": 60 + 30 * number}
+            body = {
+                "messages": [{"role": "user", "content": QUESTION * (1 + 2 * number)}],
+                "max_tokens": 60 + 30 * number,
+                "ignore_eos": True,
+            }
             httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
 
     for number in range(MOST_AT_A_TIME):
@@ -62,9 +67,12 @@ def main() -> None:
         load(url, time.monotonic() + LOAD_SECONDS)
         page.wait_for_timeout(LOAD_SECONDS * 1000)
         page.screenshot(path=IMAGES / "dashboard.png")
+        page.click("#switch-language")
+        page.click("#chat-tab")
+        page.wait_for_timeout(500)
+        page.screenshot(path=IMAGES / "chat.zh-CN.png")
         page.set_viewport_size({"width": 360, "height": 720})
         page.emulate_media(color_scheme="dark")
-        page.click("#chat-tab")
         page.wait_for_timeout(500)
         page.screenshot(path=IMAGES / "phone.png")
         browser.close()

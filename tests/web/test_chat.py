@@ -253,8 +253,12 @@ def test_on_a_phone(open_page: Open, server: ServerInThread) -> None:
     expect(sidebar).not_to_be_in_viewport()
     expect(page.locator("#welcome")).to_be_visible()
     page.tap("#dashboard-tab")
+    page.set_viewport_size({"width": 640, "height": 360})  # turned, and back
+    page.set_viewport_size({"width": 360, "height": 640})
     page.wait_for_selector("[data-figure=running][data-value='0']")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.tap("#chat-tab")
+    assert page.locator("#question").evaluate("field => field.clientHeight") > 30
 
 
 def test_the_page_asks_nobody_but_its_server(open_page: Open, server: ServerInThread) -> None:

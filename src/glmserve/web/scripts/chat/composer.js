@@ -19,7 +19,7 @@ export class Composer {
       this.#submit();
     });
     this.#stop.addEventListener("click", onStop);
-    addEventListener("resize", () => this.#fit());
+    new ResizeObserver(() => this.#fit()).observe(this.#field.form); // also when it comes into view
     this.#changed();
   }
 
@@ -58,6 +58,7 @@ export class Composer {
 
   #fit() {
     this.#field.style.height = "auto";
-    this.#field.style.height = `${this.#field.scrollHeight}px`;
+    const { scrollHeight } = this.#field; // 0 while the dashboard hides it
+    if (scrollHeight) this.#field.style.height = `${scrollHeight}px`;
   }
 }

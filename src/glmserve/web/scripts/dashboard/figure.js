@@ -11,9 +11,8 @@ export class Figure {
   /** `name` marks the value for those who look for it in the page; `bar` shows a share as one. */
   constructor(name, title, { bar = false } = {}) {
     this.#value.dataset.figure = name;
-    const parts = [element("div", { class: "figure-title", text: title }), this.#value];
-    if (bar) parts.push(element("div", { class: "figure-bar", "aria-hidden": "true" }, this.#bar));
-    this.node = element("div", { class: "card figure" }, ...parts, this.#note);
+    const below = element("div", {}, bar ? element("div", { class: "figure-bar", "aria-hidden": "true" }, this.#bar) : null, this.#note);
+    this.node = element("div", { class: "card figure" }, element("div", { class: "figure-title", text: title }), this.#value, below);
   }
 
   /** `raw` is the number itself, `text` how it is read. */
