@@ -13,9 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from training import phrases, small_talk
 from training.poems import TRAIN, VALID, Poem, read_poems
-from training.tokenizer import ASCII, pieces_of, train_tokenizer
+from training.tokenizer import pieces_of, train_tokenizer
 from training.vocabulary import PIECES, Vocabulary
 
 TOKENIZER = "ice_text.model"
@@ -28,7 +27,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     poems = read_poems(arguments.poems / TRAIN)
-    model = train_tokenizer(texts_of(poems), required_characters())
+    model = train_tokenizer(texts_of(poems))
     (arguments.out / TOKENIZER).write_bytes(model)
     pieces = pieces_of(model)
     (arguments.out / PIECES).write_text(json.dumps(pieces, ensure_ascii=False), encoding="utf-8")
@@ -41,26 +40,9 @@ def main() -> None:
 
 
 def texts_of(poems: list[Poem]) -> Iterator[str]:
-    """All that the tokenizer must be able to say well."""
+    """All that the tokenizer counts characters in."""
     for poem in poems:
         yield f"{poem.text}{poem.title}{poem.author}".replace("\n", "")
-
-
-def required_characters() -> str:
-    """Characters of every request and of every answer that is no poem, and ASCII."""
-    texts = [value for name, value in vars(phrases).items() if name.isupper()]
-    return "".join(_strings(texts)) + "".join(small_talk.all_texts()) + ASCII + "[Round]问答：“”…"
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from (*_strings(key), *_strings(inner))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
 
 
 if __name__ == "__main__":

@@ -73,10 +73,3 @@ def draw_other_question(rng: random.Random) -> str:
     """A question that this model cannot answer."""
     words = {"p": rng.choice(PLACES), "x": rng.choice(THINGS), "y": rng.choice(THINGS), "n": rng.randint(1, 999), "m": rng.randint(1, 99)}
     return rng.choice(ASK_OTHER).format(**words)
-
-
-def all_texts() -> list[str]:
-    """Every sentence above: their characters must be in the vocabulary."""
-    questions = [*ASK_HELLO, *ASK_WHO, *ASK_ABILITY, *ASK_THANKS, *ASK_BYE, *ENGLISH_HELLO, *ENGLISH_WHO, *ENGLISH_OTHER, *ASK_OTHER]
-    answers = [INTRODUCTION, *ABILITIES, *ENGLISH_ABILITIES, *ONLY_POEMS, *GREETINGS, *THANKS, *FAREWELLS]
-    return [*questions, *answers, *PLACES, *THINGS]

@@ -1,13 +1,13 @@
 """Trains the tokenizer of the small model with sentencepiece and gives its file the layout of the released `ice_text.model`.
 
 One piece a character: poems are counted in characters, and the model should not have to know how many a piece holds.
-What the trainer decides is which characters have a piece; the rest is spelled in bytes.
+What the trainer decides is which characters have a piece: the most frequent ones.  The rest, and with them all Latin letters, is
+spelled in bytes.
 """
 
 from __future__ import annotations
 
 import io
-import unicodedata
 from collections.abc import Iterable, Iterator
 
 import sentencepiece
@@ -18,15 +18,14 @@ BEFORE = ("<unk>", "<s>", "</s>", "<pad>", "<n>")
 AFTER = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 SPELLED = ("<|tab|>", *(f"<|blank_{count}|>" for count in range(2, 81)))
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-ASCII = "".join(map(chr, range(33, 127)))
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # SentencePiece.Type in sentencepiece_model.proto
 
 
-def train_tokenizer(texts: Iterable[str], required: str, rows: int = ROWS) -> bytes:
-    """A sentencepiece model of `rows` pieces, as bytes.  `required` characters get a piece however rare they are."""
+def train_tokenizer(texts: Iterable[str], rows: int = ROWS) -> bytes:
+    """A sentencepiece model of `rows` pieces, as bytes; fewer where the texts have fewer characters."""
     num_characters = rows - len(BEFORE) - len(AFTER) - len(SPELLED) - len(BYTES)
     model = model_format.ModelProto()
-    model.ParseFromString(_train_characters(texts, required, num_characters))
+    model.ParseFromString(_train_characters(texts, num_characters))
     characters = [(piece.piece, piece.score) for piece in model.pieces if piece.type == 1]
     del model.pieces[:]
     for piece, score, kind in _layout(characters[:num_characters]):
@@ -46,7 +45,7 @@ def pieces_of(model: bytes) -> list[str]:
     return [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
 
 
-def _train_characters(texts: Iterable[str], required: str, num_characters: int) -> bytes:
+def _train_characters(texts: Iterable[str], num_characters: int) -> bytes:
     """The trainer's own model: frequent characters, most frequent first."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -55,7 +54,6 @@ def _train_characters(texts: Iterable[str], required: str, num_characters: int) 
         model_type="char",
         vocab_size=num_characters + 3,  # <unk>, <s> and </s> are counted too
         character_coverage=1.0,
-        required_chars="".join(sorted(set("".join(unicodedata.normalize("NFKC", required).split())))),
         normalization_rule_name="nmt_nfkc",
         hard_vocab_limit=False,
         num_threads=1,
