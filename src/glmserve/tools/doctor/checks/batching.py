@@ -8,7 +8,7 @@ from statistics import fmean, median
 from glmserve.tools.doctor.finding import Finding, NotApplicableError, fail, ok, warn
 from glmserve.tools.doctor.gpu import utilizations
 from glmserve.tools.doctor.patient import Patient
-from glmserve.tools.doctor.service import Service
+from glmserve.tools.doctor.service import Kind, Service
 
 QUICK_ENOUGH = 0.25  # seconds: below it nobody waits, and times say nothing
 
@@ -64,10 +64,11 @@ def _pulse_words(gpu: dict[str, float]) -> str:
 def _batching(service: Service) -> tuple[str, ...]:
     if service.is_ours:
         return ("Start it with --batching continuous (the default) and --max-num-seqs above 1.",)
-    return (
-        "Serve the model with continuous batching: glmserve serve MODEL --port "
-        f"{service.port}. Its POST / is api.py's, so clients need no change.",
-    )
+    same = {
+        Kind.CHATGLM: "Its POST / is api.py's, so clients need no change.",
+        Kind.GRADIO: "It has a page for people at the same address, and an API for programs.",
+    }.get(service.kind, "It speaks the same /v1, so clients need no change.")
+    return (f"Serve the model with continuous batching: glmserve serve MODEL --port {service.port}. {same}",)
 
 
 async def head_of_line(patient: Patient) -> Finding:
