@@ -89,6 +89,9 @@ class HttpSettings(Settings):
     api_key: tuple[str, ...] = Field((), description="Key that clients must send as a Bearer token; may be repeated. Default: open.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level of the log.")
     web: bool = Field(True, description="Serve the web page at /: chat and dashboard.")
+    otlp_traces_endpoint: str | None = Field(
+        None, description="Collector of OpenTelemetry traces, as http://localhost:4318/v1/traces. Needs the extra `otel`."
+    )
 
     @field_validator("api_key", mode="before")
     @classmethod

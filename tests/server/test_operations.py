@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from glmserve.engine.fake import FakeOptions
+from glmserve.observe.request_record import RequestRecord
+from glmserve.protocol.errors import SettingsError
 from tests.server.serving import MODEL, ServerInThread, chat_body, eventually
 
 Start = Callable[..., ServerInThread]
@@ -204,3 +208,21 @@ def test_a_request_that_failed_on_its_way_has_one_line(slow: ServerInThread) -> 
     assert response.status_code == 504
     [line] = slow.log.getvalue().removeprefix(before).splitlines()
     assert json.loads(line)["status"] == 504 and json.loads(line)["cause"] == "deadline"
+
+
+def test_a_client_s_trace_reaches_the_record(start_server: Start, answer_ids: tuple[int, ...]) -> None:
+    server = start_server(FakeOptions(alphabet=answer_ids))
+    records: list[RequestRecord] = []
+    server.services.request_log.traces = SimpleNamespace(add=records.append, close=lambda: records.clear())
+    header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    server.http.post("/v1/chat/completions", json=chat_body(), headers={"traceparent": header})
+    server.http.post("/v1/completions", json={"prompt": "x", "max_tokens": 1})
+    assert [(record.operation, record.traceparent) for record in records] == [("chat", header), ("text_completion", None)]
+    server.server.should_exit = True
+    eventually(lambda: not records)  # closed with the server
+
+
+def test_traces_without_the_extra_are_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "glmserve.observe.traces", None)
+    with pytest.raises(SettingsError, match=r"pip install 'glmserve\[otel\]'"):
+        ServerInThread(FakeOptions(), server={"otlp_traces_endpoint": "http://localhost:4318/v1/traces"})

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import msgspec
 
@@ -21,6 +21,14 @@ from glmserve.observe.slow import reason_of
 KEPT_LINES = 1000
 MAX_ERROR = 300  # characters: a client's own words may stand in it
 REFUSALS_A_SECOND = 5  # of one kind; a crowd at a full server must not fill the disk
+
+
+class Traces(Protocol):
+    """What the log asks of `observe.traces`, which needs an extra."""
+
+    def add(self, record: RequestRecord) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RefusalLine(msgspec.Struct):
@@ -50,11 +58,14 @@ class RequestLog:
         self._stream = stream or sys.stderr
         self._enabled = level in ("debug", "info")
         self._recent: deque[ExplainedLine] = deque(maxlen=KEPT_LINES)
+        self.traces: Traces | None = None  # told of each finished request too
         self._throttles: dict[tuple[int, str | None], _Throttle] = {}
         self._clock = clock
 
     def write(self, record: RequestRecord) -> None:
         """One finished request."""
+        if self.traces is not None:
+            self.traces.add(record)
         line = explain(line_of(record, _now()))
         self._recent.append(line)
         self._print(line)

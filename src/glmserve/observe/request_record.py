@@ -7,11 +7,14 @@ cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextvars import ContextVar
 
 import msgspec
 
 from glmserve.protocol.messages import FinishReason, WaitCause
 
+# The header of the request that is being handled; set by the server where traces are wanted.
+TRACEPARENT: ContextVar[str | None] = ContextVar("traceparent", default=None)
 CLIENT_GONE_STATUS = 499  # nginx's number for a client that closed the connection; it is logged, never sent
 
 
@@ -44,6 +47,8 @@ class RequestRecord(msgspec.Struct):
     admission_seconds: float = 0.0  # reading and checking the body, waiting for its turn
     tokenize_seconds: float = 0.0
     slow_client_seconds: float = 0.0  # the client did not take what was written
+    operation: str = "text_completion"  # or "chat", as OpenTelemetry's GenAI conventions have it
+    traceparent: str | None = None  # W3C Trace Context of the request that the client traces
 
 
 class RequestLine(msgspec.Struct):

@@ -20,11 +20,11 @@ from glmserve.models.spec import ModelSpec
 from glmserve.observe.alert_file import load_alert_rules
 from glmserve.observe.gpu import GpuSampler
 from glmserve.observe.metrics import EngineView, Metrics
-from glmserve.observe.request_log import RequestLog
+from glmserve.observe.request_log import RequestLog, Traces
 from glmserve.observe.request_record import CLIENT_GONE_STATUS
 from glmserve.observe.scale import ScaleSignal, ScaleTargets
 from glmserve.observe.self_watch import SelfWatch
-from glmserve.protocol.errors import GlmserveError, InvalidRequestError
+from glmserve.protocol.errors import GlmserveError, InvalidRequestError, SettingsError
 from glmserve.server.admission import Admission
 from glmserve.server.client_watch import ClientGoneError
 from glmserve.server.errors import RouteError, error_response
@@ -59,6 +59,7 @@ def create_app(
     metrics = Metrics(name, _engine_view(engine_client, admission, scale_signal, gpu))
     watch = _self_watch(server_config, engine_client, metrics, scale_signal)
     log = request_log or RequestLog(level=server_config.log_level)
+    log.traces = _traces(server_config.otlp_traces_endpoint, name)
     generator = TextGenerator(
         engine_client, tokenizer, spec, metrics, log, server_config.first_token_timeout, server_config.request_timeout
     )
@@ -106,6 +107,17 @@ def _self_watch(config: ServerConfig, client: EngineClient, metrics: Metrics, sc
     )
 
 
+def _traces(endpoint: str | None, model_name: str) -> Traces | None:
+    """Raises SettingsError where the extra is missing."""
+    if endpoint is None:
+        return None
+    try:
+        from glmserve.observe.traces import RequestTraces  # here, since it needs an extra and half a second
+    except ImportError as error:
+        raise SettingsError(f"--otlp-traces-endpoint needs OpenTelemetry ({error}): pip install 'glmserve[otel]'.") from error
+    return RequestTraces(endpoint, model_name)
+
+
 def _scale_targets(config: ServerConfig) -> ScaleTargets:
     return ScaleTargets(config.scale_ttft, config.scale_waiting, config.scale_kv_usage, config.scale_window, config.scale_hold)
 
@@ -125,6 +137,8 @@ def _lifespan(services: Services, gpu: GpuSampler) -> Callable[[FastAPI], Abstra
             await asyncio.to_thread(services.watch.close)
             await services.kept_answers.close()
             await services.client.stop()
+            if services.request_log.traces is not None:
+                await asyncio.to_thread(services.request_log.traces.close)
             services.generator.close()
 
     return lifespan

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from glmserve.observe.request_record import TRACEPARENT
 from glmserve.protocol.errors import GlmserveError
 from glmserve.server.errors import PayloadTooLargeError, UnauthorizedError, error_response
 from glmserve.server.services import REQUEST_ID
@@ -63,6 +64,7 @@ class RequestGate:
         if not _USABLE_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope[REQUEST_ID] = request_id
+        TRACEPARENT.set(headers.get("traceparent"))
         status = 0  # none sent yet
 
         async def send_with_id(message: Message) -> None:

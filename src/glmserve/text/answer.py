@@ -53,6 +53,8 @@ class Beginning:
     accepted: float
     tokenizing: float
     submitted: float
+    operation: str = "text_completion"
+    traceparent: str | None = None
 
 
 class RunningChoice:
@@ -297,6 +299,8 @@ class TextAnswer:
             admission_seconds=beginning.tokenizing - beginning.accepted,
             tokenize_seconds=beginning.submitted - beginning.tokenizing,
             slow_client_seconds=self.slow_client_seconds,
+            operation=beginning.operation,
+            traceparent=beginning.traceparent,
         )
 
 

@@ -18,7 +18,7 @@ from glmserve.client.engine_client import EngineClient
 from glmserve.models.spec import ModelSpec
 from glmserve.observe.metrics import Metrics
 from glmserve.observe.request_log import RequestLog
-from glmserve.observe.request_record import RequestRecord
+from glmserve.observe.request_record import TRACEPARENT, RequestRecord
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
 from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SEED_RANGE, SamplingParams
@@ -105,7 +105,9 @@ class TextGenerator:
             prompts = [await self.encode(prompt) for prompt in request.prompts]
         budgets = [self._max_tokens(len(token_ids), request) for token_ids in prompts]
         admit(len(prompts) * params.n, sum(map(len, prompts)))
-        beginning = Beginning(request.arrival_time if accepted_time is None else accepted_time, tokenizing, time.monotonic())
+        accepted = request.arrival_time if accepted_time is None else accepted_time
+        operation = "chat" if isinstance(request.prompts[0], ChatPrompt) else "text_completion"
+        beginning = Beginning(accepted, tokenizing, time.monotonic(), operation, TRACEPARENT.get())
         choices = self._submit(request, prompts, budgets)
 
         def on_end(record: RequestRecord) -> None:
