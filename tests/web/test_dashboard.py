@@ -123,7 +123,7 @@ def test_slow_requests_and_their_reasons(open_page: Open, server: ServerInThread
         "first_token_seconds": 3.1,
         "prompt_tokens": 12,
     }
-    slow |= {"completion_tokens": 40, "why": "waited 3.0 s behind <b>a long prompt</b>", "cause": "queue"}
+    slow |= {"completion_tokens": 40, "queue_seconds": 3.0, "why": "waited 3.0 s behind <b>a long prompt</b>", "cause": "queue"}
     page.route("**/slow?*", lambda route: route.fulfill(body=json.dumps({"requests": [slow]})))
     with page.expect_request("**/slow?over=2&last=10"):
         page.click("#dashboard-tab")
@@ -132,6 +132,8 @@ def test_slow_requests_and_their_reasons(open_page: Open, server: ServerInThread
     expect(row.locator(".tag")).to_have_text("queue")
     expect(row).to_contain_text("4.20 s")
     expect(row).to_contain_text("12 / 40")
+    page.click("#switch-language")
+    expect(row).to_contain_text("排队 3.00 s，其间在计算其他请求")
     with page.expect_request("**/slow?over=5&last=10"):
         page.locator("select").select_option("5")
 

@@ -2,7 +2,7 @@
 
 import { ApiError, call } from "../api/client.js";
 import { element } from "../page/element.js";
-import { canSay, say } from "../page/language.js";
+import { canSay, say, sayReason } from "../page/language.js";
 import { count, duration } from "../page/numbers.js";
 import { recall, remember } from "../page/preferences.js";
 
@@ -68,6 +68,29 @@ export class SlowRequests {
   }
 }
 
+/** The server's sentence, or what this page says in its place in another language. */
+function reasonOf(request) {
+  const span = (field) => duration(request[`${field}_seconds`] ?? null);
+  const number = (field) => count(request[field] ?? null);
+  const values = {
+    queue: span("queue"),
+    prefill: span("prefill"),
+    decode: span("decode"),
+    stall: span("prefill_stall"),
+    preempted: span("preempted"),
+    admission: span("admission"),
+    tokenize: span("tokenize"),
+    client: span("slow_client"),
+    e2e: span("e2e"),
+    prompt: number("prompt_tokens"),
+    fresh: count((request.prompt_tokens ?? 0) - (request.cached_tokens ?? 0)),
+    completion: number("completion_tokens"),
+    preemptions: number("preemptions"),
+    ahead: number("num_ahead"),
+  };
+  return sayReason(request.cause, values) ?? request.why ?? "";
+}
+
 /** The cause in a word, where this page knows it; the sentence beside it is the server's. */
 function causeNode(cause) {
   return canSay(`cause_${cause}`) ? element("span", { class: "tag", text: say(`cause_${cause}`) }) : null;
@@ -80,7 +103,7 @@ function rowOf(request) {
     element("td", { class: "number", text: duration(request.e2e_seconds ?? null) }),
     element("td", { class: "number", text: duration(request.first_token_seconds ?? null) }),
     element("td", { class: "number", text: `${count(request.prompt_tokens ?? null)} / ${count(request.completion_tokens ?? null)}` }),
-    element("td", {}, causeNode(request.cause), request.why ?? ""),
+    element("td", {}, causeNode(request.cause), reasonOf(request)),
   ];
   return element("tr", {}, ...cells);
 }

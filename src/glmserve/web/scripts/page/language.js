@@ -2,9 +2,10 @@
 
 import { recall, remember } from "./preferences.js";
 import { words as en } from "../words/en.js";
-import { words as zh } from "../words/zh.js";
+import { reasons as zhReasons, words as zh } from "../words/zh.js";
 
 const LANGUAGES = { en, zh };
+const REASONS = { en: {}, zh: zhReasons }; // what the server says in English only
 const listeners = [];
 let current = pick();
 
@@ -22,7 +23,16 @@ export function language() {
 
 /** The words for `key`, with {name} replaced by values.name. */
 export function say(key, values = {}) {
-  const text = LANGUAGES[current][key] ?? LANGUAGES.en[key] ?? key;
+  return fill(LANGUAGES[current][key] ?? LANGUAGES.en[key] ?? key, values);
+}
+
+/** Why a request was slow, in this language; null where only the server's own sentence says it. */
+export function sayReason(cause, values) {
+  const text = REASONS[current][cause];
+  return text ? fill(text, values) : null;
+}
+
+function fill(text, values) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 

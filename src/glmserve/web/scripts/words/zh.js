@@ -152,3 +152,21 @@ export const words = {
   enter_key: "输入密钥",
   reading: "正在读取服务器指标……",
 };
+
+// Why a request was slow, by cause.  The server says it in English; what a request failed with stays in its own words.
+export const reasons = {
+  queue: "排队 {queue}，其间在计算其他请求",
+  batch_full: "等待批次空位 {queue}：已有 {ahead} 个请求在运行，达到上限",
+  batching: "等待 {queue}：此批处理方式不让请求中途加入",
+  kv_full: "等待 K/V 块 {queue}：先到的 {ahead} 个请求占满了显存",
+  long_prompt: "计算输入用了 {prefill}：{fresh} 个词元",
+  long_answer: "回答较长：{completion} 个词元，用了 {decode}",
+  decode: "生成 {completion} 个词元用了 {decode}",
+  prefill_of_others: "回答停顿了 {stall}，其间在计算他人的输入",
+  preempted: "因 K/V 块不足被推迟 {preemptions} 次，共 {preempted}",
+  admission: "读取、检查请求与等待准入用了 {admission}",
+  tokenize: "分词用了 {tokenize}：{prompt} 个词元",
+  slow_client: "客户端读得慢，服务器为此等待了 {client}",
+  server: "时间主要花在服务端的引擎之外",
+  client_gone: "客户端在 {e2e} 后离开",
+};
