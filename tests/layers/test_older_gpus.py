@@ -1,0 +1,66 @@
+"""What is chosen on GPUs that lack what an H100 has: the choice is made from what the device says, so a pretended device shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from glmserve.kernels import backend, few_rows_linear
+from glmserve.layers import quantized_linear
+from glmserve.layers.quantized_linear import QuantizedLinear
+
+CHIPS = {  # compute capability, shared memory of a multiprocessor in bytes
+    "A10": ((8, 6), 102_400),
+    "A100": ((8, 0), 167_936),
+    "RTX 4090": ((8, 9), 102_400),
+    "H100": ((9, 0), 233_472),
+}
+
+
+@pytest.fixture(params=CHIPS)
+def chip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """torch.cuda tells of that chip."""
+    capability, shared_memory = CHIPS[request.param]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    properties = SimpleNamespace(shared_memory_per_multiprocessor=shared_memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    caches = (backend.has_large_shared_memory, backend._has_early_start, quantized_linear._multiplies_fp8)
+    for cache in caches:
+        cache.cache_clear()
+    yield request.param
+    for cache in caches:
+        cache.cache_clear()
+
+
+def rows(count: int, dtype: torch.dtype = torch.float16) -> Any:
+    return SimpleNamespace(is_cuda=True, shape=(count, 4096), dtype=dtype, device=torch.device("cuda", 0))
+
+
+def test_only_hopper_starts_kernels_early(chip: str) -> None:
+    assert backend.early_start(rows(1)).get("launch_pdl", False) is (chip == "H100")
+
+
+@pytest.mark.parametrize("form", range(4))
+@pytest.mark.parametrize("count", [2, 16, 17, 64])
+def test_tiles_fit_into_shared_memory(chip: str, form: int, count: int) -> None:
+    outputs, columns, stages = few_rows_linear._tile(form, count, 4096, torch.device("cuda", 0))
+    weight_bytes = outputs * columns * (2 if form == 0 else 1)
+    row_bytes = max(16, count) * columns * 2 * (2 if form == 3 else 1)
+    assert stages * (weight_bytes + row_bytes) < CHIPS[chip][1]
+
+
+def test_many_rows_of_fp8_multiply_only_where_the_matrix_units_take_them(chip: str) -> None:
+    layer = QuantizedLinear(4096, 4096, "fp8")
+    assert layer.way(rows(1)) == "one_row"
+    assert layer.way(rows(8)) == "few_rows"
+    assert layer.way(rows(256)) == ("scaled" if chip in ("RTX 4090", "H100") else "dequantized")
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "int4"])
+def test_integers_need_no_special_units(chip: str, weight_format: Any) -> None:
+    layer = QuantizedLinear(4096, 4096, weight_format)
+    assert [layer.way(rows(count)) for count in (1, 8, 64, 65)] == ["one_row", "few_rows", "few_rows", "dequantized"]
