@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from glmserve.engine.fake import FakeOptions
 from glmserve.models.catalog import read_spec
@@ -25,6 +25,7 @@ QUIET = (  # no service of the browser's maker is asked for anything
     "--disable-component-update",
     "--disable-sync",
 )
+PATIENCE_MS = 30_000  # a test ends as soon as what it waits for is there; a busy machine takes its time
 Start = Callable[..., ServerInThread]
 Open = Callable[..., Page]
 
@@ -69,6 +70,7 @@ def browser() -> Iterator[Browser]:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no Chromium here: install one (Debian: apt-get install chromium) or name it in CHROMIUM")
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=list(QUIET))
         yield chromium
@@ -84,7 +86,7 @@ def open_page(browser: Browser) -> Iterator[Open]:
     def open_one(server: ServerInThread, path: str = "/", **options: Any) -> Page:
         context = browser.new_context(**({"locale": "en-US", "viewport": {"width": 1280, "height": 800}} | options))
         contexts.append(context)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.append(message.text) if "Security Policy" in message.text else None)
