@@ -152,3 +152,19 @@ def test_every_setting_has_help_a_group_and_words_for_its_values(kind: type[Sett
 
 def test_no_setting_is_in_both_wings() -> None:
     assert not set(EngineConfig.model_fields) & set(ServerConfig.model_fields)
+
+
+def test_keys_come_from_a_file_too(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# for the web team\nfirst\n\n  second  \n")
+    _, server = load_serve_settings({"api_key_file": str(keys), "api_key": ["third"]}, environ={})
+    assert server.api_key == ("third", "first", "second")
+
+
+@pytest.mark.parametrize("content", [None, "", "# nothing\n"])
+def test_a_file_without_keys_does_not_open_the_server_to_all(tmp_path: Path, content: str | None) -> None:
+    keys = tmp_path / "keys"
+    if content is not None:
+        keys.write_text(content)
+    with pytest.raises(SettingsError, match="keys"):
+        load_serve_settings({"api_key_file": str(keys)}, environ={})

@@ -87,6 +87,7 @@ class HttpSettings(Settings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     served_model_name: str | None = Field(None, description="Name clients use. Default: the model folder's name.")
     api_key: tuple[str, ...] = Field((), description="Key that clients must send as a Bearer token; may be repeated. Default: open.")
+    api_key_file: Path | None = Field(None, description="File with such keys, one a line, so that they show in no list of processes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Level of the log.")
     web: bool = Field(True, description="Serve the web page at /: chat and dashboard.")
     otlp_traces_endpoint: str | None = Field(
@@ -218,7 +219,21 @@ def load_serve_settings(
     if config_file is None and variables.get("GLMSERVE_CONFIG"):
         config_file = Path(variables["GLMSERVE_CONFIG"])
     given = Given(flags, (EngineConfig, ServerConfig), config_file, variables)
-    return given.read(EngineConfig), given.read(ServerConfig)
+    return given.read(EngineConfig), _with_keys_of_file(given.read(ServerConfig))
+
+
+def _with_keys_of_file(config: ServerConfig) -> ServerConfig:
+    """Raises SettingsError for a file of keys that cannot be read or holds none: the server would be open to all."""
+    if config.api_key_file is None:
+        return config
+    try:
+        lines = config.api_key_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the keys in {config.api_key_file} cannot be read: {error}. Name another file with --api-key-file.") from error
+    keys = tuple(key for line in lines if (key := line.strip()) and not key.startswith("#"))
+    if not keys:
+        raise SettingsError(f"{config.api_key_file} holds no key: write one a line, or leave --api-key-file out to serve everybody.")
+    return config.model_copy(update={"api_key": config.api_key + keys})
 
 
 def load_chat_settings(flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> ChatConfig:
