@@ -13,8 +13,8 @@ from glmserve.protocol.messages import FinishReason, WaitCause
 RECORD = RequestRecord(
     "r-1", 200, 11, 4, 3.5, 1.5,
     [
-        ChoiceRecord(FinishReason.STOP, 7, 0.5, 1.0, 2.0, 1, WaitCause.NONE, 0, 0.25, 0.125),
-        ChoiceRecord(FinishReason.LENGTH, 9, 0.7, 1.0, 1.0, 0, WaitCause.KV_FULL, 14),
+        ChoiceRecord(FinishReason.STOP, 7, 0.5, 1.0, 2.0, 1, WaitCause.NONE, 0, "", 0.25, 99, 0.125),
+        ChoiceRecord(FinishReason.LENGTH, 9, 0.7, 1.0, 1.0, 0, WaitCause.KV_FULL, 14, "r-0"),
     ],
     admission_seconds=0.01, tokenize_seconds=0.02, slow_client_seconds=0.03,
 )  # fmt: skip
@@ -31,8 +31,8 @@ def test_a_line_has_sizes_times_and_outcome() -> None:
     assert line["event"] == "request" and line["request_id"] == "r-1" and line["status"] == 200 and line["finish_reason"] == "stop,length"
     assert (line["prompt_tokens"], line["cached_tokens"], line["completion_tokens"], line["choices"]) == (11, 4, 16, 2)
     assert (line["queue_seconds"], line["decode_seconds"], line["preemptions"]) == (0.7, 2.0, 1)
-    assert (line["wait_cause"], line["num_ahead"]) == ("kv_full", 14)
-    assert (line["prefill_stall_seconds"], line["preempted_seconds"]) == (0.25, 0.125)
+    assert (line["wait_cause"], line["num_ahead"], line["largest_ahead"]) == ("kv_full", 14, "r-0")
+    assert (line["prefill_stall_seconds"], line["prefill_stall_tokens"], line["preempted_seconds"]) == (0.25, 99, 0.125)
     assert (line["admission_seconds"], line["tokenize_seconds"], line["slow_client_seconds"]) == (0.01, 0.02, 0.03)
     assert line["timestamp"].endswith("Z") and line["error"] is None
     assert line["cause"] == "decode" and "16" not in line["why"] and "8 tokens" in line["why"]

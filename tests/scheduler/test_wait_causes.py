@@ -30,7 +30,7 @@ def test_why_the_third_request_waited(settings: Settings, cause: WaitCause, num_
     for seed in range(3):
         request = simulation.add(str(seed), prompt(seed), GREEDY)
     simulation.run()
-    assert (request.wait_cause, request.num_ahead) == (cause, num_ahead)
+    assert (request.wait.cause, request.wait.num_ahead) == (cause, num_ahead)
 
 
 def test_what_happened_before_it_came_is_not_its_cause() -> None:
@@ -40,7 +40,16 @@ def test_what_happened_before_it_came_is_not_its_cause() -> None:
     simulation.run()
     late = simulation.add("late", prompt(5), GREEDY)
     simulation.run()
-    assert late.wait_cause is WaitCause.NONE
+    assert late.wait.cause is WaitCause.NONE
+
+
+def test_who_held_most_is_named() -> None:
+    simulation = Simulation(Settings(num_blocks=8, caching=False))
+    simulation.add("small", prompt(1, 8), GREEDY)
+    simulation.add("large", prompt(2, 20), GREEDY)
+    waiting = simulation.add("waiting", prompt(3, 16), GREEDY)
+    simulation.run()
+    assert waiting.wait == (WaitCause.KV_FULL, 2, "large")
 
 
 @pytest.mark.parametrize("mode", ["continuous", "window"])

@@ -142,6 +142,7 @@ class EngineCore:
         for request in advanced:
             if not request.first_token_time:
                 request.first_token_time, request.prefill_seconds_before = now, self.account.device.seconds.prefill
+                request.prefill_tokens_before = self.account.stats.prompt_tokens
             failed = request.finish_reason == FinishReason.ERROR
             new_token_ids = [] if failed else request.token_ids[-1:]
             self.account.stats.generation_tokens += len(new_token_ids)
@@ -169,8 +170,8 @@ class EngineCore:
             request.first_token_time,
             time.monotonic(),
             request.num_preemptions,
-            request.wait_cause,
-            request.num_ahead,
+            *request.wait,
             self.account.device.seconds.prefill - request.prefill_seconds_before,
+            self.account.stats.prompt_tokens - request.prefill_tokens_before,
             request.preempted_seconds,
         )

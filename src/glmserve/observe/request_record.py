@@ -29,7 +29,9 @@ class ChoiceRecord(msgspec.Struct, gc=False):
     num_preemptions: int = 0
     wait_cause: WaitCause = WaitCause.NONE  # of the queue's seconds
     num_ahead: int = 0  # requests that ran while it waited for that
+    largest_ahead: str = ""  # id of the one that held most
     prefill_stall_seconds: float | None = None  # of the decode seconds: the device computed prompts
+    prefill_stall_tokens: int = 0  # tokens of those prompts
     preempted_seconds: float | None = None  # of prefill and decode seconds: pushed back to the queue
 
 
@@ -71,11 +73,13 @@ class RequestLine(msgspec.Struct):
     prefill_seconds: float | None = None
     decode_seconds: float | None = None
     prefill_stall_seconds: float | None = None
+    prefill_stall_tokens: int = 0
     preempted_seconds: float | None = None
     slow_client_seconds: float = 0.0
     preemptions: int = 0
     wait_cause: WaitCause = WaitCause.NONE
     num_ahead: int = 0
+    largest_ahead: str = ""
     error: str | None = None
 
 
@@ -101,11 +105,13 @@ def line_of(record: RequestRecord, timestamp: str) -> RequestLine:
         prefill_seconds=_most(choice.prefill_seconds for choice in choices),
         decode_seconds=_most(choice.decode_seconds for choice in choices),
         prefill_stall_seconds=_most(choice.prefill_stall_seconds for choice in choices),
+        prefill_stall_tokens=max((choice.prefill_stall_tokens for choice in choices), default=0),
         preempted_seconds=_most(choice.preempted_seconds for choice in choices),
         slow_client_seconds=round(record.slow_client_seconds, 6),
         preemptions=sum(choice.num_preemptions for choice in choices),
         wait_cause=waited_longest.wait_cause if waited_longest else WaitCause.NONE,
         num_ahead=waited_longest.num_ahead if waited_longest else 0,
+        largest_ahead=waited_longest.largest_ahead if waited_longest else "",
         error=record.error,
     )
 

@@ -48,6 +48,7 @@ def parts_of(line: RequestLine) -> Iterator[Part]:
     # a request that is pushed back before its first token loses the time of its prompt, else of its answer
     prompt = prefill if decode else max(0.0, prefill - preempted)
     answer = max(0.0, decode - stalled - preempted)
+    others = f"{_tokens(line.prefill_stall_tokens)} of other prompts"
     admission, tokenize, client = line.admission_seconds, line.tokenize_seconds, line.slow_client_seconds
     yield Part(admission, "admission", f"for {_span(admission)} its body was read and checked, or it waited for its turn")
     yield Part(tokenize, "tokenize", f"its text was turned into {_tokens(line.prompt_tokens)} in {_span(tokenize)}")
@@ -55,7 +56,7 @@ def parts_of(line: RequestLine) -> Iterator[Part]:
     new_tokens = line.prompt_tokens - line.cached_tokens
     yield Part(prompt, "long_prompt", f"its prompt was computed in {_span(prompt)}: {_tokens(new_tokens)}")
     yield Part(preempted, "preempted", f"pushed back {_times(line.preemptions)} for want of K/V blocks, which took {_span(preempted)}")
-    yield Part(stalled, "prefill_of_others", f"its answer stood still for {_span(stalled)} while prompts of others were computed")
+    yield Part(stalled, "prefill_of_others", f"its answer stood still for {_span(stalled)} while {others} were computed")
     yield _answer(line, answer)
     yield Part(client, "slow_client", f"the client read slowly: the server waited {_span(client)} for it to take what was written")
     rest = max(0.0, line.e2e_seconds - admission - tokenize - queue - prefill - decode - client)
@@ -64,9 +65,10 @@ def parts_of(line: RequestLine) -> Iterator[Part]:
 
 def _queue(line: RequestLine, seconds: float) -> Part:
     others = "1 request" if line.num_ahead == 1 else f"{line.num_ahead} requests"
+    most = f", {line.largest_ahead} the most" if line.largest_ahead and line.num_ahead > 1 else ""
     match line.wait_cause:
         case WaitCause.KV_FULL:
-            return Part(seconds, "kv_full", f"waited {_span(seconds)} for K/V blocks: {others} before it held all of them")
+            return Part(seconds, "kv_full", f"waited {_span(seconds)} for K/V blocks: {others} before it held all of them{most}")
         case WaitCause.BATCH_FULL:
             return Part(seconds, "batch_full", f"waited {_span(seconds)} for a place in the batch: {others} ran, as many as may")
         case WaitCause.BATCHING:

@@ -71,8 +71,10 @@ class RequestTimes(msgspec.Struct, array_like=True):
     finished: float
     num_preemptions: int = 0
     wait_cause: WaitCause = WaitCause.NONE  # of the time between arrival and first_scheduled
-    num_ahead: int = 0  # requests that ran when it last had to wait for that
+    num_ahead: int = 0  # requests that ran when it began to wait for that
+    largest_ahead: str = ""  # the one of them that held most K/V blocks
     prefill_stall: float = 0.0  # seconds after its first token that the device spent on prompts
+    prefill_stall_tokens: int = 0  # how many tokens of prompts that were
     preempted: float = 0.0  # seconds that it spent pushed back to the queue
 
 

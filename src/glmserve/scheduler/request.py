@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import InvalidRequestError
 from glmserve.protocol.messages import EngineRequest, FinishReason, WaitCause
+
+
+class Wait(NamedTuple):
+    """Why the first in the queue was not started: how many ran, and which of them held most, when it came to the head of the queue."""
+
+    cause: WaitCause = WaitCause.NONE
+    num_ahead: int = 0
+    largest_ahead: str = ""
 
 
 class Request:
@@ -38,11 +48,11 @@ class Request:
         self.num_preemptions = 0
         self.first_scheduled_time = 0.0
         self.first_token_time = 0.0
-        self.wait_cause = WaitCause.NONE
-        self.num_ahead = 0  # requests that ran while it waited for that
+        self.wait = Wait()
         self.preempted_since = 0.0  # 0 while it is not pushed back
         self.preempted_seconds = 0.0
         self.prefill_seconds_before = 0.0  # what the device had spent on prompts when its first token came
+        self.prefill_tokens_before = 0  # and how many tokens of prompts that were
 
     @property
     def num_tokens(self) -> int:

@@ -17,7 +17,7 @@ from glmserve.protocol.messages import FinishReason, WaitCause
 from glmserve.scheduler.batch import PrefillChunk, ScheduledBatch
 from glmserve.scheduler.batching import Batching, ContinuousBatching
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
-from glmserve.scheduler.request import Request
+from glmserve.scheduler.request import Request, Wait
 
 RESERVE_SHARE = 100  # one block in so many stays free for running requests to grow into before a new one is admitted
 
@@ -48,7 +48,8 @@ class Scheduler:
         self.waiting: list[tuple[float, int, Request]] = []  # a heap by virtual arrival
         self.requests: dict[str, Request] = {}
         self.num_preemptions = 0
-        self._last_wait = (0.0, WaitCause.NONE, 0)  # when the first in the queue last had to wait, why, and how many ran
+        self._last_wait = (0.0, Wait())  # when the first in the queue last had to wait, and why
+        self._last_waiter: Request | None = None
         self.held_back = False  # the batching policy, not memory, kept the first in the queue waiting in the last plan
         self._sequence = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -122,7 +123,7 @@ class Scheduler:
                 continue
             if not self.batching.admits(request, self.running, self.requests, self.clock()):
                 self.held_back = True
-                self._note_wait(WaitCause.BATCHING)
+                self._note_wait(request, WaitCause.BATCHING)
                 break
             key = self.kv_cache.context_key(request)
             if key in contexts_under_way:  # its twin is being computed: next step it costs nothing
@@ -133,7 +134,7 @@ class Scheduler:
             if chunks and self.spec.attention == "prefix" and request.context_len > budget:
                 break
             if not self._make_room(request, chunks):
-                self._note_wait(WaitCause.KV_FULL if self._free_rows else WaitCause.BATCH_FULL)
+                self._note_wait(request, WaitCause.KV_FULL if self._free_rows else WaitCause.BATCH_FULL)
                 break
             heapq.heappop(self.waiting)
             self._start(request)
@@ -165,14 +166,19 @@ class Scheduler:
         now = self.clock()
         if not request.first_scheduled_time:
             request.first_scheduled_time = now
-            since, cause, num_ahead = self._last_wait
+            since, wait = self._last_wait
             if since >= request.arrival_time:
-                request.wait_cause, request.num_ahead = cause, num_ahead
+                request.wait = wait
         elif request.preempted_since:
             request.preempted_seconds += now - request.preempted_since
 
-    def _note_wait(self, cause: WaitCause) -> None:
-        self._last_wait = (self.clock(), cause, len(self.running))
+    def _note_wait(self, request: Request, cause: WaitCause) -> None:
+        _, last = self._last_wait
+        if request is not self._last_waiter or cause is not last.cause:  # not at each step: it looks at all that run
+            self._last_waiter = request
+            largest = max(self.running.values(), key=lambda other: len(other.block_ids), default=None)
+            last = Wait(cause, len(self.running), largest.request_id if largest else "")
+        self._last_wait = (self.clock(), last)
 
     def _add_chunk(self, request: Request, budget: int, chunks: list[PrefillChunk]) -> int:
         start, end = request.num_computed_tokens, request.num_tokens - 1  # the newest token is for the decode step

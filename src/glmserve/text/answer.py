@@ -111,7 +111,9 @@ class RunningChoice:
             record.prefill_seconds = max(0.0, times.first_token - times.first_scheduled)
             record.decode_seconds = max(0.0, times.finished - times.first_token)
             record.wait_cause, record.num_ahead = times.wait_cause, times.num_ahead
-            record.prefill_stall_seconds, record.preempted_seconds = times.prefill_stall, times.preempted
+            record.largest_ahead = times.largest_ahead.rpartition(".")[0]  # the client's id; the engine's has a number behind it
+            record.prefill_stall_seconds, record.prefill_stall_tokens = times.prefill_stall, times.prefill_stall_tokens
+            record.preempted_seconds = times.preempted
         return record
 
 
