@@ -1,4 +1,4 @@
-"""What `glmserve bench ladder` compares gives the same tokens on each rung: batching modes, plain and fused kernels, with and without graphs."""
+"""Each way to serve that `glmserve bench ladder` compares gives the same tokens: batching modes, plain and fused kernels, graphs or not."""
 
 from __future__ import annotations
 
