@@ -14,7 +14,7 @@ import torch
 from glmserve.engine.core import EngineCore
 from glmserve.models.floor import head_values, layer_values
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
-from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput
+from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput, WaitCause
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.runner import model_runner
 from tests.engine.golden import GoldenCase, generate, make_engine
@@ -309,3 +309,20 @@ def test_gathering_is_put_down_to_scheduling_and_not_to_memory(engine_of: MakeEn
     assert [engine.step() for _ in range(3)] == [[], [], []]
     spent = engine.stats().gpu_time_seconds
     assert spent.idle_scheduling > 0 and spent.idle_kv_full == 0
+
+
+def test_a_request_s_times_say_what_it_waited_for_and_what_held_it_up(engine_of: MakeEngine) -> None:
+    engine = engine_of(max_num_seqs=2)
+    add(engine, "first", [7, 8, 9, 91, 94], max_tokens=40)
+    outputs: dict[str, RequestOutput] = {}
+    for step in range(200):
+        if step == 6:
+            add(engine, "second", [*range(10, 30), 91, 94], max_tokens=10)
+            add(engine, "third", [*range(30, 40), 91, 94], max_tokens=2)
+        outputs |= {output.request_id: output for output in engine.step() if output.finish_reason}
+    first, second, third = (outputs[name].times for name in ("first", "second", "third"))
+    assert first is not None and second is not None and third is not None
+    assert first.wait_cause is second.wait_cause is WaitCause.NONE
+    assert (third.wait_cause, third.num_ahead, third.largest_ahead) == (WaitCause.BATCH_FULL, 2, "second")
+    assert first.prefill_stall_tokens == 21 + 11 and first.prefill_stall > 0  # the contexts of the other two
+    assert third.prefill_stall_tokens == 0
