@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glmserve.layers.linear import Linear
+from glmserve.layers.linear import Linear, _padded_rows
 
 
 def linear_of(dtype: torch.dtype = torch.float32, bias: bool = True) -> Linear:
@@ -43,3 +43,10 @@ def test_half_precision_stays_as_it_is(dtype: torch.dtype) -> None:
     linear.pack_for_cpu(keep_weight=False)
     x = torch.randn(3, 24).to(dtype)
     assert linear.weight.dtype == dtype and linear(x).dtype == dtype
+
+
+def test_prompts_of_every_length_need_few_row_counts() -> None:
+    padded = [_padded_rows(count) for count in range(1, 2049)]
+    assert all(given <= used for given, used in enumerate(padded, 1))
+    assert len(set(padded)) < 100, "oneDNN keeps code for each"
+    assert padded[3:16] == list(range(4, 17)), "a decode step is not made longer"

@@ -15,6 +15,7 @@ from glmserve.kernels.scaled_rows import ScaledRows
 
 # oneDNN's product of 4 rows takes less time than that of 1 or 2 (benchmarks/RESULTS.md, "CPU matrix products").
 _FEWEST_CPU_ROWS = 4
+_MOST_EXACT_CPU_ROWS = 16
 
 
 class Linear(nn.Module):
@@ -58,8 +59,9 @@ class Linear(nn.Module):
 
     def _on_cpu(self, x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         count = x.shape[0]
-        if count < _FEWEST_CPU_ROWS:
-            x = F.pad(x, (0, 0, 0, _FEWEST_CPU_ROWS - count))
+        padding = _padded_rows(count) - count
+        if padding:
+            x = F.pad(x, (0, 0, 0, padding))
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, self.bias, "none", [], "")
         return out[:count]
 
@@ -74,3 +76,11 @@ class Linear(nn.Module):
         self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), _FEWEST_CPU_ROWS)
         if not keep_weight:
             del self.weight
+
+
+def _padded_rows(count: int) -> int:
+    """With how many rows oneDNN multiplies.  It makes code for each number of rows and keeps it: prompts of every length would fill memory."""
+    if count <= _MOST_EXACT_CPU_ROWS:
+        return max(count, _FEWEST_CPU_ROWS)
+    step = 8 if count <= 128 else 32
+    return -(-count // step) * step
