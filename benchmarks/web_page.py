@@ -15,7 +15,7 @@ import shutil
 import statistics
 import time
 
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, CDPSession, Page, Route, sync_playwright
 
 QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
 PARAGRAPH = """## 春望
@@ -50,7 +50,7 @@ def seconds_to_usable(browser: Browser, url: str, times: int = 7) -> list[float]
     return measured
 
 
-def stream(page: Page, text: str, num_events: int) -> dict[str, float]:
+def stream(page: Page, devtools: CDPSession, text: str, num_events: int) -> dict[str, float]:
     """One answer of `text` in `num_events` events; what it cost."""
     size = -(-len(text) // num_events)
     chunks = [text[at : at + size] for at in range(0, len(text), size)]
@@ -61,17 +61,28 @@ def stream(page: Page, text: str, num_events: int) -> dict[str, float]:
 
     page.route("**/v1/chat/completions", answer)
     page.evaluate("longTasks.length = 0")
+    before = cpu(devtools)
     began = time.monotonic()
     page.fill("#question", "x")
     page.press("#question", "Enter")
     page.wait_for_selector(".message.assistant:last-child:not(.streaming)", timeout=120_000)
     seconds = time.monotonic() - began
-    return {"seconds": seconds} | long_tasks(page)
+    held_up = long_tasks(page)
+    frames, cpu_seconds = (after - earlier for after, earlier in zip(cpu(devtools), before, strict=True))
+    return {"seconds": seconds, "frames": frames, "cpu_ms_a_frame": 1000 * cpu_seconds / frames} | held_up
+
+
+def cpu(devtools: CDPSession) -> tuple[float, float]:
+    """(frames that were laid out, CPU seconds of the page's thread) so far: what other programs take does not count."""
+    metrics = {one["name"]: one["value"] for one in devtools.send("Performance.getMetrics")["metrics"]}
+    return metrics["LayoutCount"], metrics["TaskDuration"]
 
 
 def long_tasks(page: Page) -> dict[str, float]:
     """Number and longest, in ms, of the tasks that held up the page since they were last counted."""
-    page.wait_for_timeout(3000)  # a flood is drawn over many frames
+    length = -1
+    while length != (length := page.evaluate("document.getElementById('messages').textContent.length")):
+        page.wait_for_timeout(1000)  # a flood is drawn over many frames
     tasks: list[float] = page.evaluate("longTasks.splice(0)")
     return {"long_tasks": len(tasks), "longest_ms": max(tasks, default=0.0), "together_ms": sum(tasks)}
 
@@ -86,16 +97,18 @@ def main() -> None:
         print(f"usable after: median {statistics.median(usable):.2f} s, worst {max(usable):.2f} s of {len(usable)}")
         page = browser.new_page()
         page.add_init_script(WATCH)
+        devtools = page.context.new_cdp_session(page)
+        devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
         page.goto(url)
         page.wait_for_selector("html[data-ready]")
         whole = (PARAGRAPH * (100_000 // len(PARAGRAPH) + 1))[:100_000]
-        print("100,000 characters in one answer:", stream(page, whole, 5_000))
-        print("one short answer below it:", stream(page, PARAGRAPH, 20))
+        print("100,000 characters in one answer:", stream(page, devtools, whole, 5_000))
+        print("one short answer below it:", stream(page, devtools, PARAGRAPH, 20))
         page.reload()
         page.wait_for_selector(".message.assistant")
         print("reloading that conversation:", long_tasks(page))
         page.click("#new-chat")
-        print("one line of 100,000 characters:", stream(page, ("春风又绿江南岸，" * 12_500), 5_000))
+        print("one line of 100,000 characters:", stream(page, devtools, ("春风又绿江南岸，" * 12_500), 5_000))
         browser.close()
 
 

@@ -106,7 +106,7 @@ def _streamed(page: Page, pieces: list[str]) -> dict[str, Any]:
             const count = records => { for (const record of records) made += record.addedNodes.length; };
             new MutationObserver(count).observe(container, { childList: true });
             for (const piece of pieces) { shown.append(piece); shown.finish(); }
-            for (let more = 0; more < 4; more++) shown.finish();  // a flood is drawn in parts
+            for (let more = 0; more < 6; more++) shown.finish();  // a flood is drawn in parts
             await new Promise(resolve => setTimeout(resolve));
             return { html: container.innerHTML, made };
         }""",

@@ -6,8 +6,7 @@ import { blockNode } from "./nodes.js";
 import { parseBlocks } from "./blocks.js";
 
 const REST = 4; // after drawing for t, leave the browser at least 4 t for everything else
-const AT_ONCE = 3000; // characters drawn at a time: what comes as a flood is drawn over several frames
-const LONG = 60; // blocks, from which on those out of view are not laid out
+const AT_ONCE = 2000; // characters drawn at a time: what comes as a flood is drawn over several frames
 
 /** Shows a growing text in `container`.  `onDraw` is called after each drawing. */
 export class StreamedMarkdown {
@@ -59,7 +58,6 @@ export class StreamedMarkdown {
     if (!this.#growsCode(blocks, first)) this.#replaceFrom(first, blocks);
     this.#drawn = texts;
     this.#settle(blocks);
-    if (this.#container.childNodes.length > LONG) this.#container.classList.add("long");
     this.#onDraw();
   }
 
