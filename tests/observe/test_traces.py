@@ -40,7 +40,7 @@ def test_a_request_is_a_span_with_the_genai_names() -> None:
         "gen_ai.operation.name": "chat", "gen_ai.request.model": "chatglm-6b", "gen_ai.response.id": "chatcmpl-1",
         "gen_ai.response.finish_reasons": ("stop",), "gen_ai.usage.input_tokens": 11, "gen_ai.usage.output_tokens": 7,
         "gen_ai.latency.time_to_first_token": 1.5, "gen_ai.latency.time_in_queue": 1.0, "gen_ai.latency.e2e": 4.0,
-        "http.response.status_code": 200, "glmserve.cause": "decode",
+        "http.response.status_code": 200, "glmserve.cause": "queue",
     }  # fmt: skip
     assert {name: span.attributes.get(name) for name in wanted} == wanted
     assert "error.type" not in span.attributes

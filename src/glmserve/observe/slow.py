@@ -1,4 +1,4 @@
-"""Why a request took as long as it did: its longest part, as a code for machines and a sentence for people.
+"""Why a request took as long as it did: what held it up most, as a code for machines and a sentence for people.
 
 Works on lines of the request log, whether they come from a file or from a running server.
 """
@@ -11,6 +11,8 @@ from typing import NamedTuple
 from glmserve.observe.request_record import CLIENT_GONE_STATUS, RequestLine
 from glmserve.protocol.messages import WaitCause
 
+OWN_WORK = frozenset({"long_prompt", "long_answer", "decode"})  # takes its time also where nothing is wrong
+LARGE_SHARE = 0.25  # of the whole time: worth a word
 LONG_ANSWER_TOKENS = 200  # fewer, and it is the steps that were slow
 
 
@@ -30,15 +32,17 @@ class Reason(NamedTuple):
 
 
 def reason_of(line: RequestLine) -> Reason:
-    """The longest part of a request, after how it ended where it did not end well."""
+    """What held a request up, else its longest part; how it ended where it did not end well.  The sentence names every large part."""
     if line.status == CLIENT_GONE_STATUS:
         written = "before its first token" if line.first_token_seconds is None else f"with {_tokens(line.completion_tokens)} written"
         return Reason("client_gone", f"the client went away after {_span(line.e2e_seconds)}, {written}")
     if line.status >= 400:
         words = line.error or f"it ended with status {line.status}"
         return Reason("deadline" if line.status == 504 else "failed", words)
-    longest = max(parts_of(line))
-    return Reason(longest.cause, longest.sentence)
+    longest, *others = sorted(parts_of(line), reverse=True)
+    large = [longest, *(part for part in others if part.seconds > LARGE_SHARE * line.e2e_seconds)]
+    large.sort(key=lambda part: part.cause in OWN_WORK)  # what it waited for comes first
+    return Reason(large[0].cause, "; ".join(part.sentence for part in large))
 
 
 def parts_of(line: RequestLine) -> Iterator[Part]:
