@@ -40,7 +40,7 @@ def reason_of(line: RequestLine) -> Reason:
         words = line.error or f"it ended with status {line.status}"
         return Reason("deadline" if line.status == 504 else "failed", words)
     longest, *others = sorted(parts_of(line), reverse=True)
-    large = [longest, *(part for part in others if part.seconds > LARGE_SHARE * line.e2e_seconds)]
+    large = [longest, *(part for part in others if 0 < LARGE_SHARE * line.e2e_seconds <= part.seconds)]
     large.sort(key=lambda part: part.cause in OWN_WORK)  # what it waited for comes first
     return Reason(large[0].cause, "; ".join(part.sentence for part in large))
 
