@@ -64,7 +64,7 @@ def slow_server(start_server: Start) -> ServerInThread:
     return start_server(FakeOptions(alphabet=answer_ids("春风吹绿江南岸。")[:-1], step_seconds=0.02))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: while Playwright runs, its event loop counts as running, and no async test can
 def browser() -> Iterator[Browser]:
     """Chromium, headless."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
