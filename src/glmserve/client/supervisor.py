@@ -82,7 +82,8 @@ class Supervisor:
     @property
     def ready(self) -> EngineReady | None:
         """What the running engine said of itself; None while none is ready."""
-        return self._life.ready if self._life is not None else None
+        life = self._life  # read once: the thread that watches the GPU asks too
+        return life.ready if life is not None else None
 
     @property
     def loading(self) -> str | None:

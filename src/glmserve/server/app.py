@@ -55,7 +55,7 @@ def create_app(
     name = server_config.served_model_name or model_name
     admission = Admission(server_config.max_num_queued_reqs, server_config.max_num_queued_tokens, one_at_a_time, engine_client.http_work)
     scale_signal = ScaleSignal(_scale_targets(server_config))
-    gpu = GpuSampler(lambda: engine_client.ready.device_uuid if engine_client.ready else None)
+    gpu = GpuSampler(lambda: None if (ready := engine_client.ready) is None else ready.device_uuid)
     metrics = Metrics(name, _engine_view(engine_client, admission, scale_signal, gpu))
     watch = _self_watch(server_config, engine_client, metrics, scale_signal)
     log = request_log or RequestLog(level=server_config.log_level)
