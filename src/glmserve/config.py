@@ -54,7 +54,7 @@ class BatchSettings(Settings):
 
     batching: Literal["serial", "async", "window", "continuous"] = Field(
         "continuous",
-        description="Who runs together: one request end to end, one after the other, those of one window, or whoever fits (docs/ladder.md).",
+        description="Who runs together: one request end to end, one after the other, those of a window, or whoever fits (docs/ladder.md).",
     )
     batching_window: float = Field(0.05, ge=0, le=60, description="How many seconds --batching window gathers requests.")
     max_num_seqs: int = Field(256, ge=1, le=4096, description="Most sequences in one step.")

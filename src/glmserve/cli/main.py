@@ -10,6 +10,7 @@ import typer
 
 from glmserve.cli.bench import bench
 from glmserve.cli.chat import chat
+from glmserve.cli.deploy import deploy
 from glmserve.cli.doctor import doctor
 from glmserve.cli.monitor import monitor
 from glmserve.cli.serve import serve
@@ -31,6 +32,7 @@ app.command()(chat)
 app.command()(slow)
 app.command()(monitor)
 app.command()(doctor)
+app.command()(deploy)
 app.add_typer(bench, name="bench")
 
 

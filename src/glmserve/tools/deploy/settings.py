@@ -1,0 +1,78 @@
+"""Flags of `glmserve deploy` that are not flags of `glmserve serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from glmserve.config import Given, Settings
+from glmserve.protocol.errors import SettingsError
+
+Target = Literal["supervisor", "systemd", "docker", "compose", "kubernetes"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+
+class FileSettings(Settings):
+    """The file"""
+
+    output: str | None = Field(
+        None, description="Where to write; - is the terminal. Default: in this folder, named as the target likes it."
+    )
+    force: bool = Field(False, description="Write over a file that is there.")
+    replace: str | None = Field(
+        None, description="supervisor: FILE or FILE:PROGRAM, the old program whose place the server takes. Name, port, user and log stay."
+    )
+
+
+class ServiceSettings(Settings):
+    """The service"""
+
+    name: str | None = Field(
+        None, pattern=r"^[a-z]([-a-z0-9]{0,48}[a-z0-9])?$", description="Its name: small letters, digits, dashes. Default: the model's."
+    )
+    user: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$",
+        description="supervisor, systemd: who runs it. Default: you, or `glmserve` where you are root.",
+    )
+    gpu: int = Field(0, ge=0, description="Number of the GPU it uses: one server, one GPU.")
+    log_folder: Path = Field(Path("/var/log/supervisor"), description="supervisor: where its log lies.")
+
+
+class ContainerSettings(Settings):
+    """Containers"""
+
+    image: str | None = Field(None, pattern=r"^[\w][\w./:@-]*$", description="Image to run. Default: glmserve and this version.")
+    replicas: int = Field(1, ge=1, description="kubernetes: servers to begin with, each with a GPU of its own.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="kubernetes: let KEDA add servers up to this many, by glmserve:desired_replicas."
+    )
+    prometheus_url: str = Field("http://prometheus.monitoring:9090", description="kubernetes: where KEDA finds Prometheus.")
+    claim: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="kubernetes: a PersistentVolumeClaim that holds the model folder. Default: the folder's path on each node.",
+    )
+
+
+class DeployConfig(ContainerSettings, ServiceSettings, FileSettings):
+    """Settings of `glmserve deploy`."""
+
+
+def load_deploy_settings(flags: Mapping[str, Any]) -> DeployConfig:
+    """Raises SettingsError that names the flag and what it takes."""
+    return Given(flags, (DeployConfig,), None, {}).read(DeployConfig)
+
+
+def target_named(word: str) -> Target:
+    """Raises SettingsError for a word that is no target."""
+    for target in TARGETS:
+        if word == target:
+            return target
+    near = get_close_matches(word, [*TARGETS, "docker-compose", "k8s", "supervisord"], n=1, cutoff=0.6)
+    meant = {"docker-compose": "compose", "k8s": "kubernetes", "supervisord": "supervisor"}.get(near[0], near[0]) if near else None
+    raise SettingsError(f"{word!r} is nothing to deploy to: choose {', '.join(TARGETS)}." + (f" Did you mean {meant}?" if meant else ""))
