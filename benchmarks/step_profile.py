@@ -20,9 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from glmserve.config import load_serve_settings
 from glmserve.engine.loading import LoadedEngine, load_engine
+from glmserve.kernels.decode_rows import NUM_FIELDS
 from glmserve.models.floor import Chip, head_values, layer_values
 from glmserve.runner.chip import measure_chip
-from glmserve.runner.input_batch import NUM_FIELDS
 
 HERE = Path(__file__).resolve().parent
 STEPS = 10

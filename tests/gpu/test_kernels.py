@@ -107,6 +107,11 @@ def test_greedy(dtype: torch.dtype, rows: int, vocab_size: int) -> None:
     cases.check_greedy(Device("cuda", dtype, seed=rows), rows, vocab_size)
 
 
+@pytest.mark.parametrize("rows,axes,pairs", [(1, 2, 32), (256, 2, 32), (300, 1, 24)])
+def test_decode_rows(dtype: torch.dtype, rows: int, axes: int, pairs: int) -> None:
+    cases.check_decode_rows(Device("cuda", dtype, seed=rows), rows, axes, pairs)
+
+
 @pytest.mark.parametrize("weight_format", ["int8", "int4", "fp8"])
 def test_dequantize(dtype: torch.dtype, weight_format: str) -> None:
     cases.check_dequantize(Device("cuda", dtype), 300, 4096, weight_format)

@@ -8,6 +8,7 @@ import torch
 
 from glmserve.kernels import (
     activation,
+    decode_rows,
     dense_prefill,
     few_rows_linear,
     full_heads_decode,
@@ -123,6 +124,26 @@ def check_greedy(on: Device, rows: int, vocab_size: int) -> None:
     out = greedy.greedy_ids_triton(logits, -7)
     assert out.tolist() == greedy.greedy_ids_torch(logits.cpu(), -7).tolist()
     assert out[:5].tolist() == [vocab_size - 1, 0, -7, -7, -7]
+
+
+def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
+    """Known and unknown token ids, rows in any persistent place."""
+    places, blocks, positions = rows + 3, 5, 40
+    packed = on.randint(positions, rows + 2, decode_rows.NUM_FIELDS + blocks).int()
+    packed[:rows, decode_rows.ROW] = torch.randperm(places, generator=on.generator)[:rows].to(on.name)
+    packed[::2, decode_rows.TOKEN_ID] = -1
+    last = on.randint(1000, places)
+    tables = on.randn(positions, pairs, dtype=torch.float32), on.randn(positions, pairs, dtype=torch.float32)
+    out = decode_rows.unpack_rows_triton(packed[:rows], last, *tables, axes)
+    reference = decode_rows.unpack_rows_torch(packed[:rows], last, *tables, axes)
+    for made, expected in zip(out, reference, strict=True):
+        assert made.dtype == expected.dtype and made.is_contiguous() and torch.equal(made, expected)
+    sampled = on.randint(1000, rows)
+    sampled[-1] = -1
+    expected_last = last.clone()
+    expected_last[packed[:rows, decode_rows.ROW]] = sampled.clamp(min=0)
+    decode_rows.remember_ids_triton(packed, sampled, last)
+    assert torch.equal(last, expected_last)
 
 
 def check_dequantize(on: Device, out_features: int, in_features: int, weight_format: str) -> None:

@@ -17,6 +17,7 @@ CASES = [
     "rotary_store",
     "one_row_linear",
     "few_rows_linear",
+    "decode_rows",
     "dequantize",
     "greedy",
     "summed_layer_norm",

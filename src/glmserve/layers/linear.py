@@ -79,7 +79,10 @@ class Linear(nn.Module):
 
 
 def _padded_rows(count: int) -> int:
-    """With how many rows oneDNN multiplies.  It makes code for each number of rows and keeps it: prompts of every length would fill memory."""
+    """With how many rows oneDNN multiplies.
+
+    It makes code for each number of rows and keeps it, so prompts of every length would fill the memory.
+    """
     if count <= _MOST_EXACT_CPU_ROWS:
         return max(count, _FEWEST_CPU_ROWS)
     step = 8 if count <= 128 else 32

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from glmserve.kernels.decode_rows import NUM_FIELDS, remember_ids, unpack_rows
 from glmserve.layers.attention import AttentionMetadata, HostSequences
 from glmserve.layers.rotary import RotaryTable
 from glmserve.scheduler.batch import PrefillChunk
 from glmserve.scheduler.request import Request
 
-NUM_FIELDS = 6  # token id or -1, persistent row, position, position on the second axis, slot, sequence length
 _NUM_BUFFERS = 3  # one being filled, one on its way, one being read by the step that runs
 
 
@@ -113,19 +113,17 @@ class DecodeInputs:
     def unpack(self, num_rows: int, rotary: RotaryTable, axes: int, host: HostSequences | None) -> tuple[torch.Tensor, AttentionMetadata]:
         """Token ids [num_rows] and metadata of the first rows, computed on the device (also inside a CUDA graph)."""
         packed = self.packed[:num_rows]
-        token_ids = torch.where(packed[:, 0] >= 0, packed[:, 0], self.last_token_ids[packed[:, 1]])
-        cos, sin = rotary.lookup(packed[:, 2 : 2 + axes])
+        rows = unpack_rows(packed, self.last_token_ids, rotary.cos, rotary.sin, axes)
         metadata = AttentionMetadata(
-            cos=cos,
-            sin=sin,
-            slot_mapping=packed[:, 4].long(),
+            cos=rows.cos,
+            sin=rows.sin,
+            slot_mapping=rows.slots,
             block_tables=packed[:, NUM_FIELDS:],
-            seq_lens=packed[:, 5].contiguous(),
+            seq_lens=rows.seq_lens,
             host=host or HostSequences([], [], [], []),
         )
-        return token_ids, metadata
+        return rows.token_ids, metadata
 
-    def keep(self, requests: list[Request], token_ids: torch.Tensor) -> None:
-        """Remember what each request sampled, for its next step.  token_ids: int64 [len(requests)]."""
-        # -1 ends its request, but one more step may be on its way with it: any real id will do.
-        self.last_token_ids[self.packed[: len(requests), 1]] = token_ids.clamp(min=0)
+    def keep(self, token_ids: torch.Tensor) -> None:
+        """Remember what each row sampled, for its request's next step.  token_ids: int64 [number of requests]."""
+        remember_ids(self.packed, token_ids, self.last_token_ids)

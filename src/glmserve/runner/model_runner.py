@@ -85,7 +85,7 @@ class ModelRunner:
         logits, marks = self._logits(batch.requests)
         self.clock.begin_sampling(marks)
         sampled = self.sampler.sample(logits, batch.requests)
-        self.inputs.keep(batch.requests, sampled.token_ids)
+        self.inputs.keep(sampled.token_ids)
         return StepHandle(batch, sampled, self.on_gpu, self.clock, marks)
 
     @torch.inference_mode()

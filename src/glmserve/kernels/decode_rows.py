@@ -1,0 +1,106 @@
+"""The two ends of a decode step: the packed rows that the host sent become the step's inputs, and what was sampled becomes the next step's.
+
+One kernel each, where a dozen small ones of torch would cost as much as a whole layer's attention.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
+
+TOKEN_ID, ROW, POSITION, SECOND_POSITION, SLOT, SEQ_LEN, NUM_FIELDS = range(7)  # columns of a packed row; the block table follows
+_BLOCK = 128
+
+
+class DecodeRows(NamedTuple):
+    """token_ids: int64 [rows]; cos, sin: float32 [rows, axes, pairs]; slots: int64 [rows]; seq_lens: int32 [rows]."""
+
+    token_ids: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    slots: torch.Tensor
+    seq_lens: torch.Tensor
+
+
+def unpack_rows(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int) -> DecodeRows:
+    """What the packed rows say.
+
+    packed: int32 [rows, NUM_FIELDS + blocks]; a token id of -1 stands for last_token_ids (int64) at the row's persistent place;
+    cos, sin: float32 [positions, pairs], the tables; `axes` positions a token are looked up in them.
+    """
+    if not use_triton(packed):
+        return unpack_rows_torch(packed, last_token_ids, cos, sin, axes)
+    return unpack_rows_triton(packed, last_token_ids, cos, sin, axes)
+
+
+def unpack_rows_torch(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int) -> DecodeRows:
+    """The plain twin of `unpack_rows`."""
+    token_ids = torch.where(packed[:, TOKEN_ID] >= 0, packed[:, TOKEN_ID], last_token_ids[packed[:, ROW]])
+    positions = packed[:, POSITION : POSITION + axes].contiguous()  # the result takes the order of its index, and kernels read it densely
+    return DecodeRows(token_ids, cos[positions], sin[positions], packed[:, SLOT].long(), packed[:, SEQ_LEN].contiguous())
+
+
+def unpack_rows_triton(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int) -> DecodeRows:
+    """The Triton path of `unpack_rows`: a program a row."""
+    rows, pairs = packed.shape[0], cos.shape[1]
+    out = DecodeRows(
+        last_token_ids.new_empty(rows),
+        cos.new_empty((rows, axes, pairs)),
+        sin.new_empty((rows, axes, pairs)),
+        last_token_ids.new_empty(rows),
+        packed.new_empty(rows),
+    )
+    _unpack_rows_kernel[(rows,)](
+        packed, last_token_ids, cos, sin, *out, packed.stride(0), AXES=axes, PAIRS=pairs, BLOCK=next_power_of_2(axes * pairs), num_warps=1
+    )
+    return out
+
+
+def remember_ids(packed: torch.Tensor, token_ids: torch.Tensor, last_token_ids: torch.Tensor) -> None:
+    """Write each row's sampled id to its persistent place.
+
+    token_ids: int64 [rows], the first rows of `packed`.  -1, which ends a request, becomes 0: one more step may be on its way with it,
+    and any real id will do.
+    """
+    if not use_triton(packed):
+        last_token_ids[packed[: token_ids.shape[0], ROW]] = token_ids.clamp(min=0)
+    else:
+        remember_ids_triton(packed, token_ids, last_token_ids)
+
+
+def remember_ids_triton(packed: torch.Tensor, token_ids: torch.Tensor, last_token_ids: torch.Tensor) -> None:
+    """The Triton path of `remember_ids`."""
+    rows = token_ids.shape[0]
+    _remember_ids_kernel[(triton.cdiv(rows, _BLOCK),)](packed, token_ids, last_token_ids, packed.stride(0), rows, BLOCK=_BLOCK, num_warps=1)
+
+
+@triton.jit
+def _unpack_rows_kernel(
+    packed_ptr, last_ptr, cos_table_ptr, sin_table_ptr, token_ptr, cos_ptr, sin_ptr, slot_ptr, seq_len_ptr, stride,
+    AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    at = packed_ptr + row.to(tl.int64) * stride
+    token_id = tl.load(at).to(tl.int64)
+    if token_id < 0:
+        token_id = tl.load(last_ptr + tl.load(at + 1))
+    tl.store(token_ptr + row, token_id)
+    tl.store(slot_ptr + row, tl.load(at + 4).to(tl.int64))
+    tl.store(seq_len_ptr + row, tl.load(at + 5))
+    lane = tl.arange(0, BLOCK)
+    inside = lane < AXES * PAIRS
+    position = tl.load(at + 2 + lane // PAIRS, mask=inside, other=0)
+    angle = position * PAIRS + lane % PAIRS
+    tl.store(cos_ptr + row * AXES * PAIRS + lane, tl.load(cos_table_ptr + angle, mask=inside, other=0.0), mask=inside)
+    tl.store(sin_ptr + row * AXES * PAIRS + lane, tl.load(sin_table_ptr + angle, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
+def _remember_ids_kernel(packed_ptr, token_ptr, last_ptr, stride, rows, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    place = tl.load(packed_ptr + row.to(tl.int64) * stride + 1, mask=inside, other=0)
+    tl.store(last_ptr + place, tl.maximum(tl.load(token_ptr + row, mask=inside, other=0), 0), mask=inside)
