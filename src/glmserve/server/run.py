@@ -219,6 +219,8 @@ class DrainingServer(uvicorn.Server):
         for listener in sockets:
             url = _url(listener)
             self._say(f"serving {self._services.model_name} at {url}/v1 (OpenAI), {url}/ (ChatGLM-6B), docs at {url}/docs")
+            if self._services.config.web:
+                self._say(f"chat and dashboard: open {url}/ in a browser")
 
     def _say(self, line: str) -> None:
         self._console.print(f"glmserve: {line}", markup=False)
