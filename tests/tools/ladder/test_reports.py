@@ -16,8 +16,8 @@ from tests.tools.ladder.ladders import figures, three_rungs
 
 def test_a_row() -> None:
     rows = three_rungs().rows
-    assert cells(rows[0]) == ["0 one at a time", "2", "4 s", "5 s", "64", "50%", "90%", "25%", "0.5", "8 req/s, 1.24 s, busy 25%"]
-    assert cells(rows[1])[6] == "-", "no NVML"
+    assert cells(rows[0]) == ["0 one at a time", "2", "4 s", "5 s", "64", "1", "50%", "90%", "25%", "0.5", "8 req/s, 1.24 s, busy 25%"]
+    assert cells(rows[1])[7] == "-", "no NVML"
     assert cells(rows[2])[:2] == ["5 fp8", "the server could not start: fp8 needs another GPU"]
     assert {len(cells(row)) for row in rows} == {len(COLUMNS)}
 

@@ -33,7 +33,7 @@ RUNGS = {
              ("--batching", "window", *_PLAIN), "0.78 s, busy 82-88%"),
         Rung(3, "continuous batching", "requests join and leave at every step, with paged K/V",
              ("--batching", "continuous", *_PLAIN), "32 req/s, 0.66 s, busy >90%"),
-        Rung(4, "graphs, fused kernels", "a step is one launch, and operations between the matrices are fused",
+        Rung(4, "graphs and fusion", "a step is one launch, and operations between the matrices are fused",
              ("--batching", "continuous", *_FUSED), needs="a GPU"),
         Rung(5, "fp8", "weights and K/V in 8 bits: half the bytes to read",
              ("--batching", "continuous", *_FUSED, *_FP8), needs="a GPU"),

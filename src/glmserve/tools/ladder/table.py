@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from glmserve.tools.ladder.results import Ladder, RungFigures, RungResult
 from glmserve.tools.ladder.rungs import ARTICLE, Headline
 
-COLUMNS = ("rung", "req/s", "mean", "p99", "tok/s", "busy", "NVML", "MBU", "cost", "the article, on an A10")
+COLUMNS = ("rung", "req/s", "mean", "p99", "tok/s", "batch", "busy", "NVML", "MBU", "cost", "the article, on an A10")
 FEW_ANSWERS = 100  # below this a p99 is the slowest answer or near it
 
 
@@ -23,6 +23,7 @@ def cells(row: RungResult) -> list[str]:
         seconds(figures.mean_latency),
         seconds(figures.p99_latency),
         "-" if figures.output_tokens_per_second is None else number(figures.output_tokens_per_second),
+        "-" if figures.mean_batch is None else number(figures.mean_batch),
         share(figures.busy),
         share(figures.nvml),
         share(figures.mbu),
@@ -74,8 +75,9 @@ def _changes(headline: Headline) -> str:
 def notes(ladder: Ladder) -> Iterator[str]:
     """What the reader of the figures must know, a sentence each."""
     yield (
-        "busy: share of wall time in which the device computed, by the engine's own count; MBU: bytes it had to move, of what its memory "
-        f"can; tok/s: of answers; cost: of 1,000 requests at {number(ladder.settings['price_per_hour'])} an hour."
+        "tok/s: of answers; batch: requests in a decode step, on average; busy: share of wall time in which the device computed, by the "
+        "engine's own count; MBU: bytes it had to move, of what its memory can; "
+        f"cost: of 1,000 requests at {number(ladder.settings['price_per_hour'])} an hour."
     )
     for row, figures in ladder.measured:
         yield from (f"Rung {row.number}: {note}" for note in _notes_on(figures))
