@@ -50,13 +50,16 @@ class Device:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator(self.name).manual_seed(self.seed)  # on the device: weights are large
 
     def randn(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return torch.randn(*shape, generator=self.generator).to(self.name, dtype or self.dtype)
+        return torch.randn(*shape, generator=self.generator, device=self.name).to(dtype or self.dtype)
 
     def randint(self, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(0, high, shape, generator=self.generator).to(self.name)
+        return torch.randint(0, high, shape, generator=self.generator, device=self.name)
+
+    def randperm(self, count: int) -> torch.Tensor:
+        return torch.randperm(count, generator=self.generator, device=self.name)
 
 
 def check_layer_norm(on: Device, num_tokens: int, hidden_size: int, with_residual: bool) -> None:
@@ -87,15 +90,13 @@ def check_one_row_linear(on: Device, in_features: int, out_features: int, with_b
 
 def packed_weight(on: Device, weight_format: str, out_features: int, in_features: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A random weight in one of the layouts of kernels/quantized_linear.py and its scale, sized so that products are about 1."""
-    scale = (torch.rand(out_features, 1, generator=on.generator) + 0.5) * in_features**-0.5
+    scale = (on.randn(out_features, 1, dtype=torch.float32).abs() + 0.5) * in_features**-0.5
     if weight_format == "fp8":
-        levels = (torch.randn(out_features, in_features, generator=on.generator) * 60).clamp(-448, 448).to(torch.float8_e4m3fn)
-        return levels.to(on.name), (scale / 60).to(on.name)
+        levels = (on.randn(out_features, in_features, dtype=torch.float32) * 60).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return levels, scale / 60
     if weight_format == "int8":
-        levels = torch.randint(-128, 128, (out_features, in_features), generator=on.generator, dtype=torch.int8)
-        return levels.to(on.name), (scale / 70).to(on.name)
-    packed = torch.randint(0, 256, (out_features, in_features // 2), generator=on.generator, dtype=torch.uint8)
-    return packed.to(on.name), (scale / 5).to(on.name)
+        return (on.randint(256, out_features, in_features) - 128).to(torch.int8), scale / 70
+    return on.randint(256, out_features, in_features // 2).to(torch.uint8), scale / 5
 
 
 def check_few_rows_linear(on: Device, rows: int, in_features: int, out_features: int, weight_format: str, extras: bool) -> None:
@@ -130,7 +131,7 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     """Known and unknown token ids, rows in any persistent place."""
     places, blocks, positions = rows + 3, 5, 40
     packed = on.randint(positions, rows + 2, decode_rows.NUM_FIELDS + blocks).int()
-    packed[:rows, decode_rows.ROW] = torch.randperm(places, generator=on.generator)[:rows].to(on.name)
+    packed[:rows, decode_rows.ROW] = on.randperm(places)[:rows].int()
     packed[::2, decode_rows.TOKEN_ID] = -1
     last = on.randint(1000, places)
     tables = on.randn(positions, pairs, dtype=torch.float32), on.randn(positions, pairs, dtype=torch.float32)
@@ -201,7 +202,7 @@ def check_rotary_store(
     qkv = on.randn(num_tokens, heads + 2 * kv_heads, dim)
     qkv[:, -1, :2] = torch.tensor([1000.0, -60000.0])  # beyond the largest number of fp8
     angles = on.randn(num_tokens, axes, dim // (2 * axes), dtype=torch.float32) * 10
-    slots = (torch.randperm((num_blocks - 1) * block_size, generator=on.generator)[:num_tokens] + block_size).to(on.name)
+    slots = on.randperm((num_blocks - 1) * block_size)[:num_tokens] + block_size
     cache = paged_cache(on, num_blocks, block_size, kv_heads, dim, by_head, cache_dtype)
     twin = tuple(tensor.clone() for tensor in cache)
     reference = rotary_store.rotate_and_store_torch(qkv, angles.cos(), angles.sin(), *twin, slots, heads)
@@ -295,7 +296,7 @@ def check_prefill(
 def _tables(on: Device, seq_lens: list[int], block_size: int) -> tuple[torch.Tensor, int]:
     """Block tables of distinct random blocks, block 0 unused."""
     counts = [-(-seq_len // block_size) for seq_len in seq_lens]
-    order = torch.randperm(sum(counts), generator=on.generator) + 1
+    order = on.randperm(sum(counts)).cpu() + 1
     table = torch.zeros(len(seq_lens), max(counts), dtype=torch.int32)
     start = 0
     for row, count in enumerate(counts):
