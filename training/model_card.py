@@ -82,7 +82,7 @@ The answers to requests 0, 50, 100, ... 450, sampled once with the defaults whil
 
 The poems are in the public domain; the collection is [chinese-poetry](https://github.com/chinese-poetry/chinese-poetry) (MIT), turned into
 simplified characters with [OpenCC](https://github.com/BYVoid/OpenCC). The weights are under the project's licence, Apache-2.0.
-[training/README.md](../../../../training/README.md) has the three commands that make this folder.
+[training/README.md](../../../../training/README.md) has the commands that make this folder.
 """
 
 
