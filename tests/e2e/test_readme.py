@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from glmserve.config import EngineConfig, ServerConfig, flag_name
-from glmserve.server.routes import chatglm, openai, operations, websocket
+from glmserve.server.routes import chatglm, openai, operations, scale, websocket
 from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
+CHINESE = (PROJECT / "README.zh-CN.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)  # fences without a language are for reading only
 
 
@@ -64,5 +65,32 @@ def test_every_endpoint_in_the_readme_exists_and_no_other() -> None:
 
 
 def served_paths() -> set[str]:
-    paths = {route.path for module in (openai, chatglm, operations, websocket) for route in module.router.routes}  # type: ignore[attr-defined]
+    paths = {route.path for module in (openai, chatglm, operations, scale, websocket) for route in module.router.routes}  # type: ignore[attr-defined]
     return (paths | {"/docs"}) - {"/v1/models/{name:path}"}
+
+
+def code_blocks(text: str) -> list[str]:
+    """Of a README, without comments: those are in its own language."""
+    return [re.sub(r"[ ]+# .*$", "", code, flags=re.MULTILINE) for code in re.findall(r"```\w*\n.*?```", text, re.DOTALL)]
+
+
+def table_facts(text: str) -> list[tuple[list[str], list[str]]]:
+    """Of each row of a table: the code and the numbers in it, in an order that no language changes."""
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    return [(sorted(re.findall(r"`[^`]+`", row)), sorted(re.findall(r"\d[\d,.]*\d|\d", row))) for row in rows]
+
+
+def test_the_chinese_readme_has_the_same_commands_figures_and_dates() -> None:
+    assert code_blocks(CHINESE) == code_blocks(README)
+    assert table_facts(CHINESE) == table_facts(README)
+    for fact in (r"^#+ ", r"\d{4}-\d\d-\d\d", r"\b[0-9a-f]{7}\b", r"!\[.*?\]\((.*?)\)"):
+        assert len(re.findall(fact, CHINESE, re.MULTILINE)) == len(re.findall(fact, README, re.MULTILINE)), fact
+    dates = r"\d{4}-\d\d-\d\d|\b[0-9a-f]{7}\b"
+    assert re.findall(dates, CHINESE) == re.findall(dates, README)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))])
+def test_every_link_leads_to_a_file(name: str) -> None:
+    page = PROJECT / name
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
