@@ -17,7 +17,7 @@ import pytest
 from glmserve.config import EngineConfig, ServerConfig
 from glmserve.engine.fake import FakeOptions
 from glmserve.protocol.errors import EngineUnavailableError, ModelLoadError, SettingsError
-from glmserve.server.run import bind, serve
+from glmserve.server.run import allow_many_clients, bind, serve
 from tests.server.serving import FIXTURE, chat_body, eventually
 
 PROGRAM = """
@@ -123,6 +123,15 @@ def test_a_taken_port_is_told_in_one_line() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
+@pytest.mark.parametrize(("soft", "hard", "becomes"), [(64, 512, 512), (64, -1, 65536), (-1, -1, -1), (100_000, 200_000, 100_000)])
+def test_as_many_clients_as_the_system_lets_it(soft: int, hard: int, becomes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(soft, hard)]  # -1 is no limit
+    monkeypatch.setattr("resource.getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr("resource.setrlimit", lambda kind, pair: limits.append(pair))
+    allow_many_clients()
+    assert limits[-1] == (becomes, hard)
+
+
 def test_a_forbidden_port() -> None:
     with pytest.raises(SettingsError, match="above 1023"):
         bind("127.0.0.1", 80)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,7 @@ from glmserve.text.tokenizer import load_tokenizer
 ENGINE_MODULE = "glmserve.engine.main"
 WS_PING_SECONDS = 20.0
 CLOSE_SECONDS = 3  # what is left of connections after the drain gets this long to notice
+OPEN_FILES = 65536  # each client is one; the usual limit of 1024 is that of programs from before epoll
 EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
@@ -48,6 +50,7 @@ def serve(
     EngineUnavailableError where the engine cannot be started; each says what to do.
     """
     _set_up_log(server_config.log_level)
+    allow_many_clients()
     listener = bind(server_config.host, server_config.port)
     with contextlib.closing(listener):
         name = engine_config.model
@@ -74,6 +77,14 @@ def _set_up_log(level: str) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         log.addHandler(handler)
+
+
+def allow_many_clients() -> None:
+    """Raise this process's own limit of open files as far as the system lets it; a service manager's lower hard limit stands."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _model_name(name: str, folder: Path) -> str:
