@@ -122,7 +122,6 @@ def test_a_taken_port_is_told_in_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
 @pytest.mark.parametrize(("soft", "hard", "becomes"), [(64, 512, 512), (64, -1, 65536), (-1, -1, -1), (100_000, 200_000, 100_000)])
 def test_as_many_clients_as_the_system_lets_it(soft: int, hard: int, becomes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = [(soft, hard)]  # -1 is no limit
@@ -132,6 +131,7 @@ def test_as_many_clients_as_the_system_lets_it(soft: int, hard: int, becomes: in
     assert limits[-1] == (becomes, hard)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen on every port")
 def test_a_forbidden_port() -> None:
     with pytest.raises(SettingsError, match="above 1023"):
         bind("127.0.0.1", 80)
