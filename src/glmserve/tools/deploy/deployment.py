@@ -69,11 +69,17 @@ class Deployment:
     mounts: tuple[Mount, ...] = ()
     notes: tuple[str, ...] = ()
     source_folder: str = ""
+    folder: str = ""  # of the model, on this machine
     asked: DeployConfig = field(default_factory=DeployConfig)
     version: str = __version__
     uid: int = CONTAINER_UID
     container_keys: str = CONTAINER_KEYS
     settle_seconds: int = SETTLE_SECONDS
+
+    @property
+    def contained(self) -> bool:
+        """Whether it runs in a container, and so as the image's user."""
+        return self.target in CONTAINERS
 
     @property
     def home(self) -> str:
@@ -122,6 +128,7 @@ def plan(target: Target, model: str | None, flags: Mapping[str, Any], config_fil
         mounts=mounts,
         notes=notes,
         source_folder=_source_folder(),
+        folder=str(folder or ""),
         asked=asked,
     )
 

@@ -131,7 +131,7 @@ def docker_run(deployment: Deployment) -> str:
     words += [
         f"--mount type=volume,source={deployment.name}-cache,target=/cache",
         f"--stop-timeout {deployment.stop_seconds} --memory {deployment.memory_gib}g --ulimit nofile=65536:65536",
-        "--log-opt max-size=50m --log-opt max-file=10 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges",
+        "--log-opt max-size=50m --log-opt max-file=10 --read-only --tmpfs /tmp:exec --cap-drop ALL --security-opt no-new-privileges",
         deployment.image,
     ]
     return " \\\n    ".join(words)

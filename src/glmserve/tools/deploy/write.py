@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from glmserve.protocol.errors import SettingsError
+from glmserve.tools.deploy.access import warnings_for
 from glmserve.tools.deploy.deployment import Deployment, plan
 from glmserve.tools.deploy.old_program import OldProgram, read_old_program
 from glmserve.tools.deploy.render import render
@@ -123,10 +124,19 @@ def _write(content: str, output: str, force: bool, old: OldProgram | None) -> No
         ) from error
 
 
+def _closed(deployment: Deployment) -> tuple[str, ...]:
+    """What the service's user may not be able to read here; the nodes of a cluster are other machines."""
+    if deployment.target == "kubernetes":
+        return ()
+    if deployment.contained:
+        return warnings_for(str(deployment.uid), (mount.source for mount in deployment.mounts), mounted=True)
+    return warnings_for(deployment.user, filter(None, (deployment.executable[0], deployment.folder)))
+
+
 def _tell(deployment: Deployment, output: str, steps: str, old: OldProgram | None) -> None:
     lines = [] if output == TERMINAL else [f"{output} is written. Nothing has been changed or started."]
     if old:
         lines.append(f"It takes the place of {old.name} in {old.file}, at port {deployment.port}.")
         lines.append(f"The commands below keep the old file as {old.file.name}{BACKUP}.")
-    lines += [*deployment.notes, "", steps]
+    lines += [*deployment.notes, *_closed(deployment), "", steps]
     print("\n".join(lines).strip(), file=sys.stderr)
