@@ -70,9 +70,9 @@ class RequestResult:
 class LLM:
     """A model on one device, for scripts and benchmarks.
 
-    `model` is a folder, `demo` or `demo-en`; the other arguments are the server's flags, with underscores.  `allow_special_tokens` lets text
-    become special tokens, as the released code does.  Raises ModelLoadError, and
-    NotEnoughMemoryError among them, for a model that cannot be served.
+    `model` is a folder, `demo` or `demo-en`; the other arguments are the server's flags, with underscores.  `allow_special_tokens`
+    lets text become special tokens, as the released code does.  Raises ModelLoadError, and NotEnoughMemoryError among them, for a model
+    that cannot be served.
     """
 
     def __init__(self, model: str = "demo", *, allow_special_tokens: bool = False, **settings: Any) -> None:

@@ -35,7 +35,7 @@ def chat(
         str | None,
         typer.Argument(
             metavar="[MODEL|URL]",
-            help="Model folder, [bold]demo[/bold] or [bold]demo-en[/bold]: served in the background while you chat. Nothing: the server at --url.",
+            help="Model folder, [bold]demo[/bold] or [bold]demo-en[/bold]: served while you chat. Nothing: the server at --url.",
             show_default=False,
         ),
     ] = None,

@@ -17,7 +17,8 @@ def serve(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Model folder, or [bold]demo[/bold], a small ChatGLM that writes Chinese poems and is also the default, or [bold]demo-en[/bold].", show_default=False
+            help="Model folder, or [bold]demo[/bold], a small ChatGLM that writes Chinese poems (the default), or [bold]demo-en[/bold].",
+            show_default=False,
         ),
     ] = None,
     config: Annotated[

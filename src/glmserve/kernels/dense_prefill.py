@@ -25,7 +25,7 @@ def dense_prefill_attention(
     query: [num_tokens, num_heads, head_dim]; key, value: [num_tokens, num_kv_heads, head_dim]; sequences one after the other, any
     strides but a dense last axis, the first two axes' equal for all three.  query_starts: int32 [num_seqs + 1]; causal: int32 [num_seqs].
     """
-    num_tokens, num_heads, head_dim = query.shape
+    num_heads, head_dim = query.shape[1:]
     assert query.stride() == key.stride() == value.stride() and query.stride(1) == head_dim  # one set of addresses serves all
     out = query.new_empty(query.shape)
     precise = query.dtype == torch.float32

@@ -50,7 +50,7 @@ def full_heads_decode(
         scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0), num_heads,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
         BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits),
-        num_warps=1 if splits > 1 else 2, **early_start(qkv),
+        num_warps=1 if splits > 1 or key_cache.element_size() == 1 else 2, **early_start(qkv),
     )  # fmt: skip
     return out
 

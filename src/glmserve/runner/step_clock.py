@@ -116,9 +116,7 @@ class StepClock:
     def read(self, marks: StepMarks) -> StepTime:
         """How long the parts of a step took, which has run.  Call it once a step, in the order of the steps."""
         seconds, sampling = self._marker.seconds, marks.end if marks.sampling is None else marks.sampling
-        times = StepTime(
-            marks.launched, seconds(self._last_end, marks.begin), seconds(marks.begin, sampling), seconds(sampling, marks.end)
-        )
+        times = StepTime(marks.launched, seconds(self._last_end, marks.begin), seconds(marks.begin, sampling), seconds(sampling, marks.end))
         for mark in (self._last_end, marks.begin, marks.sampling):
             if mark is not None:
                 self._marker.recycle(mark)

@@ -16,7 +16,19 @@ from tests.tools.ladder.ladders import figures, three_rungs
 
 def test_a_row() -> None:
     rows = three_rungs().rows
-    assert cells(rows[0]) == ["0 one at a time", "2", "4 s", "5 s", "64", "1", "50%", "90%", "25%", "0.5", "8 req/s, 1.24 s, busy 25%"]
+    assert cells(rows[0]) == [
+        "0 one at a time",
+        "2",
+        "4 s",
+        "5 s",
+        "64",
+        "1",
+        "50%",
+        "90%",
+        "25%",
+        "0.5",
+        "8 req/s, 1.24 s, 25% utilization",
+    ]
     assert cells(rows[1])[7] == "-", "no NVML"
     assert cells(rows[2])[:2] == ["5 fp8", "the server could not start: fp8 needs another GPU"]
     assert {len(cells(row)) for row in rows} == {len(COLUMNS)}
@@ -26,8 +38,8 @@ def test_markdown_is_a_table_with_the_sum_below() -> None:
     text = markdown(three_rungs())
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 5 and len({line.count("|") for line in table}) == 1
-    assert "From rung 0 to rung 3: requests/s x4, mean latency -75%, cost -75%, busy 50% -> 97%." in text
-    assert "The article: requests/s x4, mean latency -47%, cost -62%, busy 25% -> 90%." in text
+    assert "From rung 0 to rung 3: requests/s x4, mean latency -75%, cost -75%, utilization 50% -> 97%." in text
+    assert "The article: requests/s x4, mean latency -47%, cost -62%, utilization 25% -> 90%." in text
     assert "1,000 requests at 3.6 an hour" in text and "Cut short" not in text
 
 

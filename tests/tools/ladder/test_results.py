@@ -42,7 +42,7 @@ def test_failures_are_no_answers() -> None:
 def test_the_headline_goes_from_the_first_to_the_last_that_was_measured() -> None:
     headline = three_rungs().headline
     assert headline is not None
-    assert (headline.requests, headline.latency, headline.cost, headline.busy) == (4.0, -0.75, -0.75, (0.5, 0.97))
+    assert (headline.requests, headline.latency, headline.cost, headline.utilization) == (4.0, -0.75, -0.75, (0.5, 0.97))
     ladder = three_rungs()
     ladder.rows[0].figures = None
     assert ladder.headline is None

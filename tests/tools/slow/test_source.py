@@ -29,9 +29,7 @@ def ids(source: str, **settings: Any) -> list[str]:
 
 def test_a_log_with_other_lines_in_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    log.write_bytes(
-        b"INFO: started\n" + line(1, 5) + line(2, 0.1) + b'{"half a li\n' + REFUSED + line(3, 2.0) + line(4, 3)[:-30]
-    )
+    log.write_bytes(b"INFO: started\n" + line(1, 5) + line(2, 0.1) + b'{"half a li\n' + REFUSED + line(3, 2.0) + line(4, 3)[:-30])
     assert ids(str(log)) == ["3", "1"]
     assert ids(str(log), over=0.05) == ["3", "2", "1"]
     assert ids(str(log), last=1) == ["3"]

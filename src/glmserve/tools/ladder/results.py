@@ -91,7 +91,7 @@ class Ladder(msgspec.Struct):
             requests=last.requests_per_second / first.requests_per_second,
             latency=last.mean_latency / first.mean_latency - 1,
             cost=last.cost / first.cost - 1,
-            busy=(first.busy, last.busy),
+            utilization=(first.busy, last.busy) if None in (first.nvml, last.nvml) else (first.nvml, last.nvml),
         )
 
 

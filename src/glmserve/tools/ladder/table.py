@@ -67,16 +67,17 @@ def summary(ladder: Ladder) -> Iterator[str]:
 
 
 def _changes(headline: Headline) -> str:
-    before, after = headline.busy
-    busy = "" if before is None or after is None else f", busy {before:.0%} -> {after:.0%}"
-    return f"requests/s x{headline.requests:.3g}, mean latency {headline.latency:+.0%}, cost {headline.cost:+.0%}{busy}"
+    before, after = headline.utilization
+    utilization = "" if before is None or after is None else f", utilization {before:.0%} -> {after:.0%}"
+    return f"requests/s x{headline.requests:.3g}, mean latency {headline.latency:+.0%}, cost {headline.cost:+.0%}{utilization}"
 
 
 def notes(ladder: Ladder) -> Iterator[str]:
     """What the reader of the figures must know, a sentence each."""
     yield (
-        "tok/s: of answers; batch: requests in a decode step, on average; busy: share of wall time in which the device computed, by the "
-        "engine's own count; MBU: bytes it had to move, of what its memory can; "
+        "tok/s: of answers; batch: requests in a decode step, on average; busy: share of wall time in which a step was under way, by the "
+        "engine's own count of device time; NVML: share in which some kernel ran, what nvidia-smi calls utilization, so lower where a "
+        "step's kernels are launched one by one and leave gaps (rungs 0 to 3); MBU: bytes the device had to move, of what its memory can; "
         f"cost: of 1,000 requests at {number(ladder.settings['price_per_hour'])} an hour."
     )
     for row, figures in ladder.measured:
