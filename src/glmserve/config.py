@@ -73,7 +73,9 @@ class BatchSettings(Settings):
         "fused", description="plain: torch's own operations on a GPU too, but for attention, to see what the fused kernels bring."
     )
     aging_seconds: float = Field(5.0, gt=0, description="A waiting request gains one priority class each time this long passes.")
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of the engine. Default: torch's.")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads of the engine. Default: torch's, but one for a model below 100 million numbers."
+    )
 
 
 class EngineConfig(BatchSettings, ModelSettings):  # the last base's fields come first

@@ -13,6 +13,7 @@ from glmserve.engine.formats import kv_cache_dtype, with_formats
 from glmserve.engine.memory import check_room_for_weights, gib, num_kv_blocks
 from glmserve.kernels.backend import choose_kernels
 from glmserve.models.catalog import read_spec
+from glmserve.models.floor import head_values, layer_values
 from glmserve.models.registry import Model, model_class
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import ModelLoadError, NotEnoughMemoryError
@@ -27,6 +28,7 @@ from glmserve.scheduler.block_pool import BlockPool
 from glmserve.scheduler.kv_cache_manager import KVCacheManager
 from glmserve.scheduler.scheduler import Scheduler
 
+_SMALL_MODEL = 100e6  # numbers in its matrices
 _WARM_UP_SIZES = (1, 2, 4, 8)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -57,11 +59,10 @@ def load_engine(config: EngineConfig, progress: Progress) -> LoadedEngine:
 def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     clock = _PhaseClock()
     choose_kernels(plain=config.kernels == "plain")
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
     folder = Path(config.model)
     spec = _limit_length(read_spec(folder), config.max_model_len, folder)
     device = _device(config.device)
+    _set_threads(config, spec, device)
     dtype = _dtype(config.dtype, spec, device)
     kv_dtype = kv_cache_dtype(config, dtype, device)
     ptuning_checkpoint = Path(config.ptuning_checkpoint) if config.ptuning_checkpoint else None
@@ -95,6 +96,17 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     if soft_tokens is not None:
         write_soft_tokens(soft_tokens, pool, scheduler.kv_cache.soft_blocks)
     return LoadedEngine(spec, _describe(config, spec, weights, pool, dtype, rounded_to, clock.seconds), scheduler, runner)
+
+
+def _set_threads(config: EngineConfig, spec: ModelSpec, device: torch.device) -> None:
+    """The threads asked for; otherwise one for a small model on a CPU, and torch's default for all else.
+
+    A small model's products end in microseconds.  Threads that share them win little on an idle machine, and wait for each other, running,
+    on one that is busy (benchmarks/RESULTS.md, "the poem model").
+    """
+    small = device.type == "cpu" and layer_values(spec) + head_values(spec) < _SMALL_MODEL
+    if threads := config.num_threads or (1 if small else None):
+        torch.set_num_threads(threads)
 
 
 def _limit_length(spec: ModelSpec, max_model_len: int | None, folder: Path) -> ModelSpec:
