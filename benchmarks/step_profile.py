@@ -20,9 +20,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from glmserve.config import load_serve_settings
 from glmserve.engine.loading import LoadedEngine, load_engine
-from glmserve.kernels.decode_rows import NUM_FIELDS
+from glmserve.kernels.decode_rows import NUM_FIELDS, POSITION, SECOND_POSITION, SEQ_LEN, SLOT, TOKEN_ID
 from glmserve.models.floor import Chip, head_values, layer_values
-from glmserve.runner.chip import measure_chip
+from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.runner.chip import measure_chip, seconds_of
 
 HERE = Path(__file__).resolve().parent
 STEPS = 10
@@ -60,7 +61,7 @@ def table(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> str:
     def step() -> None:
         loaded.runner.sampler.sample(graphs.replay(graphs.size_for(rows))[:rows], [_Greedy()] * rows)  # type: ignore[list-item]
 
-    milliseconds = time_steps(step)
+    milliseconds = 1000 * seconds_of(step, loaded.runner.device, STEPS)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(STEPS):
             step()
@@ -86,8 +87,6 @@ class _Greedy:
     """As much of a request as greedy sampling asks for."""
 
     def __init__(self) -> None:
-        from glmserve.protocol.sampling_params import SamplingParams
-
         self.params = SamplingParams(temperature=0.0)
         self.num_output_tokens = 9
 
@@ -98,22 +97,9 @@ def fill(loaded: LoadedEngine, rows: int, context: int) -> None:
     blocks = -(-context // block_size)
     packed = inputs.packed
     packed.zero_()
-    packed[:rows, 0], packed[:rows, 2], packed[:rows, 3], packed[:rows, 5] = 5, 100, 50, context
+    packed[:rows, TOKEN_ID], packed[:rows, POSITION], packed[:rows, SECOND_POSITION], packed[:rows, SEQ_LEN] = 5, 100, 50, context
     packed[:rows, NUM_FIELDS : NUM_FIELDS + blocks] = torch.arange(1, rows * blocks + 1, device=packed.device).view(rows, blocks).int()
-    packed[:rows, 4] = packed[:rows, NUM_FIELDS + blocks - 1] * block_size + (context - 1) % block_size
-
-
-def time_steps(step: Any) -> float:
-    """Milliseconds of one step, in a row of them."""
-    for _ in range(3):
-        step()
-    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(STEPS):
-        step()
-    stop.record()
-    stop.synchronize()
-    return float(start.elapsed_time(stop)) / STEPS
+    packed[:rows, SLOT] = packed[:rows, NUM_FIELDS + blocks - 1] * block_size + (context - 1) % block_size
 
 
 def floor_by_kind(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> dict[str, float]:

@@ -38,8 +38,8 @@ def _measure(device: torch.device, dtype: torch.dtype, copy_bytes: int, width: i
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
-    copy = _seconds(lambda: target.copy_(source), device, repeats)
-    product = _seconds(lambda: a @ b, device, repeats)
+    copy = seconds_of(lambda: target.copy_(source), device, repeats)
+    product = seconds_of(lambda: a @ b, device, repeats)
     return Chip(device_name(device), 2 * source.nbytes / copy, 2 * width**3 / product)
 
 
@@ -55,8 +55,8 @@ def device_name(device: torch.device) -> str:
     return f"{name}, {torch.get_num_threads()} threads"
 
 
-def _seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Of one call: on a GPU the mean of a row of them, which is what it holds out."""
+def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Seconds of one call: on a GPU the mean of a row of them, which is what it holds out."""
     for _ in range(2):
         work()
     if device.type != "cuda":
