@@ -14,8 +14,10 @@ import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton
 from glmserve.kernels.paged_decode import num_key_splits
+from glmserve.kernels.scaled_rows import TILE, ScaledRows
 
 _KEYS = 16  # a program's keys a round; measured on an H200 (benchmarks/RESULTS.md, "decode attention")
+_MANY_SEQS = 128
 
 
 def full_heads_decode(
@@ -29,8 +31,11 @@ def full_heads_decode(
     seq_lens: torch.Tensor,
     scale: float,
     num_splits: int | None = None,
-) -> torch.Tensor:
-    """softmax(q k^T * scale) v of each sequence's newest token, whose K and V go to their slot: [num_seqs, num_heads, head_dim].
+    rounds: bool = False,
+) -> torch.Tensor | ScaledRows:
+    """softmax(q k^T * scale) v of each sequence's newest token, whose K and V go to their slot: [num_seqs, num_heads * head_dim].
+
+    With `rounds` in fp8, with a scale for each head, which must then be a TILE.
 
     qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v; cos, sin: float32 [num_seqs, axes, pairs], contiguous, as in
     `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal strides, a dense last axis; slot_mapping: int64
@@ -41,18 +46,29 @@ def full_heads_decode(
     splits = num_splits or num_key_splits(num_seqs, num_heads)
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
-    out = qkv.new_empty((num_seqs, num_heads, head_dim))
+    assert not rounds or head_dim == TILE
+    out = torch.empty((num_seqs, num_heads * head_dim), dtype=torch.float8_e4m3fn if rounds else qkv.dtype, device=qkv.device)
+    out_scale = qkv.new_empty((num_seqs, num_heads), dtype=torch.float32) if rounds else out
     parts = qkv.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32) if splits > 1 else out
     part_scales = qkv.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
+    stages, num_warps = _stages_and_warps(key_cache, num_seqs, splits)
     arrivals = _arrivals(num_seqs * num_heads, qkv.device) if splits > 1 else seq_lens
     _full_heads_kernel[(num_heads, num_seqs, splits)](
-        qkv, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, parts, part_scales, arrivals,
-        scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0), num_heads,
+        qkv, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, out_scale,
+        parts, part_scales, arrivals, scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0),
+        num_heads,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
-        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits),
-        num_warps=1 if splits > 1 or key_cache.element_size() == 1 else 2, **early_start(qkv),
+        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=stages, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits),
+        ROUNDS=rounds, num_warps=num_warps, **early_start(qkv),
     )  # fmt: skip
-    return out
+    return ScaledRows(out, out_scale) if rounds else out
+
+
+def _stages_and_warps(cache: torch.Tensor, num_seqs: int, splits: int) -> tuple[int, int]:
+    """Rounds of keys on their way at once, and a program's warps: the fastest on an H100."""
+    if cache.element_size() == 1:
+        return 3, 1 if num_seqs < _MANY_SEQS else 2
+    return 2, 1 if splits > 1 else 2
 
 
 @functools.cache
@@ -63,10 +79,10 @@ def _arrivals(count: int, device: torch.device) -> torch.Tensor:
 
 @triton.jit
 def _full_heads_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr, arrival_ptr,
-    scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
+    qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, out_scale_ptr,
+    part_ptr, part_scale_ptr, arrival_ptr, scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    KEYS: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr, ROUNDS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
@@ -76,18 +92,20 @@ def _full_heads_kernel(
     other = dim - place + (place + PAIRS) % (2 * PAIRS)
     sign = tl.where(place < PAIRS, -1.0, 1.0)
     angle = dim // (2 * PAIRS) * PAIRS + place % PAIRS
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
+    # What does not come from the kernel before this one is on its way while that one ends.
     cos = tl.load(cos_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0)
     sin = tl.load(sin_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0) * sign
-    query_at = qkv_ptr + seq.to(tl.int64) * qkv_stride + head * HEAD_DIM
-    query = _turned(query_at, dim, other, dim_inside, cos, sin) * scale_log2
     seq_len = tl.load(seq_len_ptr + seq)
+    slot = tl.load(slot_ptr + seq)
     num_old = tl.maximum(seq_len - 1, 0)
     keys_a_split = tl.cdiv(tl.cdiv(num_old, SPLITS), KEYS) * KEYS
     start = split * keys_a_split
     stop = tl.minimum(num_old, start + keys_a_split)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    query_at = qkv_ptr + seq.to(tl.int64) * qkv_stride + head * HEAD_DIM
+    query = _turned(query_at, dim, other, dim_inside, cos, sin) * scale_log2
     # Each lane is a softmax of its own over every KEYS-th key: no exchange between threads inside the loop but for q.k itself.
     best = tl.full([KEYS], -1e30, tl.float32)
     total = tl.zeros([KEYS], tl.float32)
@@ -97,7 +115,6 @@ def _full_heads_kernel(
         value_at = key_at + num_heads * HEAD_DIM
         new_key = _turned(key_at, dim, other, dim_inside, cos, sin).to(key_ptr.dtype.element_ty)
         new_value = tl.load(value_at + dim, mask=dim_inside, other=0.0).to(value_ptr.dtype.element_ty)
-        slot = tl.load(slot_ptr + seq)
         at = slot // BLOCK_SIZE * cache_s0 + slot % BLOCK_SIZE * cache_s1 + head * cache_s2 + dim
         tl.store(key_ptr + at, new_key, mask=dim_inside)
         tl.store(value_ptr + at, new_value, mask=dim_inside)
@@ -105,7 +122,7 @@ def _full_heads_kernel(
         best = tl.where(first_lane, tl.sum(query * new_key.to(tl.float32), axis=0), best)
         total = tl.where(first_lane, 1.0, total)
         mix = tl.where(first_lane[:, None], new_value.to(tl.float32)[None, :], mix)
-    for first in tl.range(start, stop, KEYS, num_stages=2):
+    for first in tl.range(start, stop, KEYS, num_stages=STAGES):
         token = first + lane
         inside = token < stop
         block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
@@ -127,7 +144,7 @@ def _full_heads_kernel(
     mixed = tl.sum(mix * share[:, None], axis=0) / tl.maximum(sum_all, 1e-30)
     row = seq.to(tl.int64) * num_heads + head
     if SPLITS == 1:
-        tl.store(out_ptr + row * HEAD_DIM + dim, mixed.to(out_ptr.dtype.element_ty), mask=dim_inside)
+        _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
     else:
         tl.store(part_ptr + (row * SPLITS + split) * HEAD_DIM + dim, mixed, mask=dim_inside)
         tl.store(part_scale_ptr + row * SPLITS + split, tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30))
@@ -141,8 +158,17 @@ def _full_heads_kernel(
             part_at = part_ptr + (row * SPLITS + part)[:, None] * HEAD_DIM + dim[None, :]
             parts = tl.load(part_at, mask=inside[:, None] & dim_inside[None, :], other=0.0, cache_modifier=".cg")
             merged = tl.sum(parts * weight[:, None], axis=0) / tl.sum(weight, axis=0)
-            tl.store(out_ptr + row * HEAD_DIM + dim, merged.to(out_ptr.dtype.element_ty), mask=dim_inside)
+            _store_head(merged, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
             tl.store(arrival_ptr + row, 0)
+
+
+@triton.jit
+def _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM: tl.constexpr, ROUNDS: tl.constexpr):
+    if ROUNDS:
+        scale = tl.maximum(tl.max(tl.abs(mixed), axis=0) / 448.0, 1e-12)
+        tl.store(out_scale_ptr + row, scale)
+        mixed = tl.minimum(tl.maximum(mixed / scale, -448.0), 448.0)  # the quotient may be a rounding error larger
+    tl.store(out_ptr + row * HEAD_DIM + dim, mixed.to(out_ptr.dtype.element_ty), mask=dim_inside)
 
 
 @triton.jit

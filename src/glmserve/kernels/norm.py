@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton, use_triton
+from glmserve.kernels.scaled_rows import ScaledRows, scale_rows_torch
 
 
 class Summands(NamedTuple):
@@ -47,24 +48,60 @@ def residual_layer_norm_torch(
     x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """The plain twin of `residual_layer_norm`."""
-    given = x.total() if isinstance(x, Summands) else x.float()
-    total = given if residual is None else torch.add(given, residual.float(), alpha=alpha)
-    return F.layer_norm(total, weight.shape, weight.float(), bias.float(), epsilon).to(weight.dtype)
+    return _layer_norm_torch(x, residual, alpha, weight, bias, epsilon).to(weight.dtype)
 
 
 def residual_layer_norm_triton(
     x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
 ) -> torch.Tensor:
     """The Triton path of `residual_layer_norm`: one program a row."""
+    return _launch_layer_norm(x, residual, alpha, weight, bias, epsilon, None)
+
+
+def residual_layer_norm_scaled(
+    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, ScaledRows]:
+    """`residual_layer_norm`, and the same rows in fp8, scaled by row, for the product that comes next.  On a GPU."""
+    num_tokens, hidden_size = x.parts.shape[1:] if isinstance(x, Summands) else x.shape
+    values = torch.empty((num_tokens, hidden_size), dtype=torch.float8_e4m3fn, device=weight.device)
+    scaled = ScaledRows(values, torch.empty(num_tokens, dtype=torch.float32, device=weight.device))
+    return _launch_layer_norm(x, residual, alpha, weight, bias, epsilon, scaled), scaled
+
+
+def residual_layer_norm_scaled_torch(
+    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> tuple[torch.Tensor, ScaledRows]:
+    """The plain twin of `residual_layer_norm_scaled`."""
+    normed = _layer_norm_torch(x, residual, alpha, weight, bias, epsilon)
+    return normed.to(weight.dtype), scale_rows_torch(normed)
+
+
+def _layer_norm_torch(
+    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+) -> torch.Tensor:
+    given = x.total() if isinstance(x, Summands) else x.float()
+    total = given if residual is None else torch.add(given, residual.float(), alpha=alpha)
+    return F.layer_norm(total, weight.shape, weight.float(), bias.float(), epsilon)
+
+
+def _launch_layer_norm(
+    x: torch.Tensor | Summands,
+    residual: torch.Tensor | None,
+    alpha: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    scaled: ScaledRows | None,
+) -> torch.Tensor:
     given = x if isinstance(x, Summands) else Summands(x[None])
     num_parts, num_tokens, hidden_size = given.parts.shape
     out = weight.new_empty((num_tokens, hidden_size))
     block = next_power_of_2(hidden_size)
     _residual_layer_norm_kernel[(num_tokens,)](
         given.parts, _or(given.bias, weight), _or(given.row_scale, weight), _or(given.column_scale, weight), _or(residual, weight),
-        alpha, weight, bias, out, num_tokens, hidden_size, epsilon,
+        alpha, weight, bias, out, *(scaled or (out, out)), num_tokens, hidden_size, epsilon,
         PARTS=num_parts, ADDS_BIAS=given.bias is not None, SCALED=given.row_scale is not None, HAS_RESIDUAL=residual is not None,
-        BLOCK=block, num_warps=min(16, max(1, block // 512)), **early_start(out),
+        ROUNDS=scaled is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)), **early_start(out),
     )  # fmt: skip
     return out
 
@@ -114,9 +151,9 @@ def residual_rms_norm_triton(
 @triton.jit
 def _residual_layer_norm_kernel(
     parts_ptr, product_bias_ptr, row_scale_ptr, column_scale_ptr, residual_ptr, alpha, weight_ptr, bias_ptr, out_ptr,
-    num_tokens, hidden_size, epsilon,
-    PARTS: tl.constexpr, ADDS_BIAS: tl.constexpr, SCALED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
+    level_ptr, level_scale_ptr, num_tokens, hidden_size, epsilon,
+    PARTS: tl.constexpr, ADDS_BIAS: tl.constexpr, SCALED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROUNDS: tl.constexpr,
+    BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     row = token * hidden_size
@@ -141,6 +178,11 @@ def _residual_layer_norm_kernel(
     inverse_deviation = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / hidden_size + epsilon)
     normed = centred * inverse_deviation * weight + bias
     tl.store(out_ptr + row + columns, normed.to(out_ptr.dtype.element_ty), mask=inside)
+    if ROUNDS:
+        scale = tl.maximum(tl.max(tl.where(inside, tl.abs(normed), 0.0), axis=0) / 448.0, 1e-12)
+        tl.store(level_scale_ptr + token, scale)
+        level = tl.minimum(tl.maximum(normed / scale, -448.0), 448.0)  # the quotient may be a rounding error larger
+        tl.store(level_ptr + row + columns, level.to(level_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
-"""Rows in 8-bit floats, each with a scale of its own: what goes into an fp8 matrix product, and what has to be done after one.
+"""Rows in 8-bit floats with scales: what goes into an fp8 matrix product, and what has to be done after one.
 
-The product itself is torch._scaled_mm with all scales 1, several times as fast as with scales by row (benchmarks/RESULTS.md); the scales
+The product of many rows is torch._scaled_mm with all scales 1, several times as fast as with scales by row (benchmarks/RESULTS.md); the scales
 are applied by whatever reads the product: the LayerNorm (`Summands`), or the passes here, which also add the bias and apply GELU.
 """
 
@@ -15,19 +15,31 @@ from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch
 from glmserve.kernels.backend import next_power_of_2, tl, triton
 
 LARGEST_FP8 = 448.0  # of float8_e4m3fn
+TILE = 128  # columns that share a scale where a row has several
 _SMALLEST_SCALE = 1e-12  # a row of zeros keeps a scale that can be divided by
 _BLOCK = 1024
 
 
 class ScaledRows(NamedTuple):
-    """values: float8_e4m3fn [rows, width]; scale: float32 [rows].  The numbers are values * scale."""
+    """values: float8_e4m3fn [rows, width]; scale: float32 [rows], or [rows, width / TILE], one for each tile of columns.
+
+    The numbers are values * scale.
+    """
 
     values: torch.Tensor
     scale: torch.Tensor
 
+    def numbers(self) -> torch.Tensor:
+        """float32 [rows, width]."""
+        scale = self.scale[:, None] if self.scale.dim() == 1 else self.scale.repeat_interleave(TILE, dim=1)
+        return self.values.float() * scale
+
 
 def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
-    """bfloat16 [rows, out_features]: the product of the levels, to be multiplied by both scales.  weight: fp8 [out_features, width]."""
+    """bfloat16 [rows, out_features]: the product of the levels, to be multiplied by both scales.
+
+    x: scaled by row; weight: fp8 [out_features, width].
+    """
     one = _one(weight.device)
     return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
 
@@ -52,6 +64,12 @@ def scale_rows_torch(x: torch.Tensor) -> ScaledRows:
     """The plain twin of `scale_rows`."""
     scale = (x.float().abs().amax(dim=1) / LARGEST_FP8).clamp(min=_SMALLEST_SCALE)
     return ScaledRows((x.float() / scale[:, None]).to(torch.float8_e4m3fn), scale)
+
+
+def scale_tiles_torch(x: torch.Tensor) -> ScaledRows:
+    """[rows, width] rounded by tiles: the twin of the kernels that leave their result so.  width in whole tiles."""
+    rows = scale_rows_torch(x.reshape(-1, TILE))
+    return ScaledRows(rows.values.view(x.shape), rows.scale.view(x.shape[0], -1))
 
 
 def finish_gelu(product: torch.Tensor, row_scale: torch.Tensor, column_scale: torch.Tensor, bias: torch.Tensor) -> ScaledRows:

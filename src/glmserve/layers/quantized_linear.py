@@ -17,12 +17,13 @@ from glmserve.kernels.few_rows_linear import few_rows_linear, few_rows_parts, se
 from glmserve.kernels.norm import Summands
 from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
 from glmserve.kernels.quantized_linear import dequantize, quantized_linear_torch
-from glmserve.kernels.scaled_rows import ScaledRows, finish, finish_gelu, scale_rows, scaled_product
+from glmserve.kernels.scaled_few_rows import scaled_few_rows, scaled_few_rows_gelu, scaled_few_rows_parts, serves_scaled_few_rows
+from glmserve.kernels.scaled_rows import TILE, ScaledRows, finish, finish_gelu, scale_rows, scaled_product
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantization import PACKED_DTYPES, packed_columns
 from glmserve.protocol.weight_format import WeightFormat
 
-Way = Literal["one_row", "few_rows", "scaled", "dequantized", "plain"]
+Way = Literal["one_row", "few_rows", "scaled_few_rows", "scaled", "dequantized", "plain"]
 
 _COLUMNS_OF_A_SCALED_PRODUCT = 16  # torch._scaled_mm takes whole sixteens
 
@@ -46,49 +47,68 @@ class QuantizedLinear(nn.Module):
         self.scale = nn.Parameter(torch.empty(out_features, 1, dtype=torch.float32), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[num_tokens, in_features] -> [num_tokens, out_features]."""
-        way = self.way(x)
-        if way == "scaled":
-            rows = scale_rows(x)
-            return finish(scaled_product(rows, self.weight), rows.scale, self.scale[:, 0], self.bias, x.dtype)
-        return self._product(way, x, gelu=False)
+    def forward(self, x: torch.Tensor | ScaledRows, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """[num_tokens, in_features] -> [num_tokens, out_features], in `dtype` where the rows are rounded already."""
+        if isinstance(x, torch.Tensor):
+            if not self.takes_scaled(x):
+                return self._product(x, gelu=False)
+            x, dtype = scale_rows(x), x.dtype
+        assert dtype is not None
+        if serves_scaled_few_rows(x.values, self.weight):
+            return scaled_few_rows(x, self.weight, self.scale, self.bias, dtype)
+        return finish(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias, dtype)
 
-    def gelu(self, x: torch.Tensor) -> torch.Tensor | ScaledRows:
+    def gelu(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledRows:
         """tanh GELU of the product, in one pass where that is possible; as scaled rows where the next product would scale them anyway."""
-        way = self.way(x)
-        if way == "scaled" and self.bias is not None:
-            rows = scale_rows(x)
-            return finish_gelu(scaled_product(rows, self.weight), rows.scale, self.scale[:, 0], self.bias)
-        return self._product(way, x, gelu=True)
+        if isinstance(x, torch.Tensor):
+            if self.bias is None or not self.takes_scaled(x):
+                return self._product(x, gelu=True)
+            x = scale_rows(x)
+        assert self.bias is not None
+        if serves_scaled_few_rows(x.values, self.weight) and self.out_features % TILE == 0:
+            return scaled_few_rows_gelu(x, self.weight, self.scale, self.bias)
+        return finish_gelu(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias)
 
     def summands(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | Summands:
         """The product, or what a LayerNorm has to do to finish it."""
-        if isinstance(x, ScaledRows):
-            return Summands(scaled_product(x, self.weight)[None], self.bias, x.scale, self.scale[:, 0])
-        way = self.way(x)
-        if way == "scaled":
-            return self.summands(scale_rows(x))
-        if way == "few_rows":
-            return Summands(few_rows_parts(x, self.weight, self.scale), self.bias)
-        return self._product(way, x, gelu=False)
+        if isinstance(x, torch.Tensor):
+            if self.way(x) == "few_rows":
+                return Summands(few_rows_parts(x, self.weight, self.scale), self.bias)
+            if not self.takes_scaled(x):
+                return self._product(x, gelu=False)
+            x = scale_rows(x)
+        if serves_scaled_few_rows(x.values, self.weight):
+            return Summands(scaled_few_rows_parts(x, self.weight, self.scale, torch.bfloat16), self.bias)
+        return Summands(scaled_product(x, self.weight)[None], self.bias, x.scale, self.scale[:, 0])
+
+    def takes_scaled(self, x: torch.Tensor) -> bool:
+        """Whether the product wants rows like `x` in fp8, so that whoever makes them had better round them at once."""
+        return self.way(x) in ("scaled_few_rows", "scaled")
+
+    def takes_tiles(self, x: torch.Tensor) -> bool:
+        """Whether a scale for each tile of columns will do, so that nobody has to see a whole row to round it."""
+        return self.way(x) == "scaled_few_rows"
 
     def way(self, x: torch.Tensor) -> Way:
         """How the product with these rows is made.
 
-        one_row, few_rows: the packed weight is read, which is what counts while few rows share it.  scaled: fp8 times fp8.  dequantized:
-        the weight is made plain first, which is what counts when arithmetic does.  plain: everything in float32, on a CPU.
+        one_row, few_rows: the packed weight is read, which is what counts while few rows share it.  scaled_few_rows, scaled: fp8 times fp8,
+        by an own kernel and by torch's.  dequantized: the weight is made plain first, which is what counts when arithmetic does.  plain:
+        everything in float32, on a CPU.
         """
         if not x.is_cuda:
             return "plain"
         if is_one_row(x, self.weight, self.scale):
             return "one_row"
+        if _multiplies_fp8(x.device) and serves_scaled_few_rows(x, self.weight):
+            return "scaled_few_rows"
         if serves_few_rows(x, self.weight, self.scale):
             return "few_rows"
         whole = self.in_features % _COLUMNS_OF_A_SCALED_PRODUCT == 0 and self.out_features % _COLUMNS_OF_A_SCALED_PRODUCT == 0
         return "scaled" if self.weight_format == "fp8" and whole and _multiplies_fp8(x.device) else "dequantized"
 
-    def _product(self, way: Way, x: torch.Tensor, gelu: bool) -> torch.Tensor:
+    def _product(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
+        way = self.way(x)
         if way == "one_row":
             return one_row_linear(x, self.weight, self.scale, self.bias, gelu)
         if way == "few_rows":
