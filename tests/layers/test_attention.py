@@ -22,7 +22,7 @@ class Sequence:
 
     seq_len: int
     query_len: int
-    causal: bool
+    context_len: int
     blocks: list[int]
 
 
@@ -62,7 +62,7 @@ class Step:
                 [s.blocks for s, _, _ in parts],
                 [stop - start for _, start, stop in parts],
                 [stop for _, _, stop in parts],
-                [s.causal for s, _, _ in parts],
+                [s.context_len for s, _, _ in parts],
             ),
         )
         return attention(torch.cat([self.qkv[i][start:stop] for i, start, stop in picked]), self.cache, metadata, HEADS, SCALE)
@@ -74,7 +74,7 @@ class Step:
         query, key, value = rotated[:, :HEADS], rotated[:, HEADS:], qkv[:, HEADS + self.kv_heads :]
         out = np.empty((sequence.query_len, HEADS, DIM))
         for row, token in enumerate(range(sequence.seq_len - sequence.query_len, sequence.seq_len)):
-            visible = token + 1 if sequence.causal else sequence.seq_len
+            visible = max(token + 1, sequence.context_len)
             for head in range(HEADS):
                 kv_head = head // (HEADS // self.kv_heads)
                 scores = np.exp(key[:visible, kv_head] @ query[token, head] * SCALE)
@@ -103,11 +103,14 @@ def assert_right(step: Step, outputs: list[torch.Tensor]) -> None:
 def test_contexts_chunks_and_answers_in_one_step(axes: int, kv_heads: int) -> None:
     step = Step(
         [
-            Sequence(9, 9, False, [1, 2, 3]),  # a context of a prefix model
-            Sequence(9, 9, True, [9, 4, 30]),  # a causal prompt in scattered blocks
-            Sequence(14, 5, True, [20, 21, 22, 23]),  # the second part of one
-            Sequence(1, 1, False, [39]),
-            Sequence(8, 8, True, [12, 11]),
+            Sequence(9, 9, 9, [1, 2, 3]),  # a context of a prefix model
+            Sequence(9, 9, 8, [5, 8, 7]),  # one and its <sop>
+            Sequence(9, 9, 4, [31, 32, 33]),  # one and an answer begun
+            Sequence(14, 6, 8, [24, 28, 26, 27]),  # what follows one
+            Sequence(9, 9, 0, [9, 4, 30]),  # a causal prompt in scattered blocks
+            Sequence(14, 5, 0, [20, 21, 22, 23]),  # the second part of one
+            Sequence(1, 1, 1, [39]),
+            Sequence(8, 8, 0, [12, 11]),
         ],
         axes,
         kv_heads,
@@ -120,7 +123,7 @@ def test_contexts_chunks_and_answers_in_one_step(axes: int, kv_heads: int) -> No
 def test_newest_tokens_of_sequences_of_different_lengths(monkeypatch: pytest.MonkeyPatch, kv_heads: int, limit: int) -> None:
     monkeypatch.setattr(decode_rectangle, "_VALUES_WORTH_COPYING", limit)
     step = Step(
-        [Sequence(1, 1, True, [7]), Sequence(8, 1, True, [2, 1]), Sequence(17, 1, True, [3, 4, 5, 6, 8]), Sequence(4, 1, True, [20])],
+        [Sequence(1, 1, 0, [7]), Sequence(8, 1, 0, [2, 1]), Sequence(17, 1, 16, [3, 4, 5, 6, 8]), Sequence(4, 1, 0, [20])],
         axes=2,
         kv_heads=kv_heads,
     )

@@ -132,7 +132,8 @@ class Simulation:
         assert len({request.request_id for request in members}) == len(members)
         assert all(self.scheduler.running.get(request.request_id) is request for request in members), "scheduled but not running"
         if batch.num_tokens > self.settings.max_num_batched_tokens and batch.is_prefill:
-            assert len(batch.chunks) == 1 and not batch.chunks[0].causal, "only a lone context may exceed the budget"
+            [chunk] = batch.chunks
+            assert (chunk.start, chunk.length) == (0, chunk.request.context_len), "only a lone context may exceed the budget"
         if self.settings.batching in ("serial", "async"):
             assert len(members) == 1, "two requests in one step"
 
@@ -145,10 +146,8 @@ class Simulation:
         written: set[int] = set()
         for chunk in batch.chunks:
             assert chunk.length > 0
-            if not chunk.causal:
-                assert (chunk.start, chunk.length) == (0, chunk.request.context_len), "a context was split or partly cached"
-            else:
-                assert chunk.start >= chunk.request.context_len
+            if chunk.start < chunk.request.context_len:
+                assert chunk.start == 0 and chunk.length >= chunk.request.context_len, "a context was split or partly cached"
             self._write(chunk.request, chunk.start, chunk.start + chunk.length, written)
         return [self._decode(request, written) for request in batch.requests]
 

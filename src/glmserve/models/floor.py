@@ -110,13 +110,15 @@ class StepCosts:
         self._head_bytes = head_bytes
         self._token_bytes = spec.kv_values_per_token * kv_bytes
 
-    def prefill(self, chunks: Iterable[tuple[int, int, bool]]) -> StepCost:
-        """Of a step over pieces of prompts, each (tokens before it, tokens, whether each sees only those before itself)."""
-        tokens, earlier, pairs = 0, 0, 0.0
-        for start, length, causal in chunks:
+    def prefill(self, chunks: Iterable[tuple[int, int, int]]) -> StepCost:
+        """Of a step over pieces of prompts, each (tokens before it, tokens, how many first tokens of its sequence all of them see)."""
+        tokens, earlier, pairs = 0, 0, 0
+        for start, length, context_len in chunks:
             tokens += length
             earlier += start
-            pairs += length * (start + (length + 1) / 2 if causal else start + length)
+            stop = start + length
+            border = min(max(context_len, start), stop)  # where those begin that see no more than what comes before them
+            pairs += (border - start) * context_len + (border + 1 + stop) * (stop - border) // 2
         flops = self._layer_flops * tokens + self._pair_flops * pairs
         return StepCost(flops, self._layer_bytes + earlier * self._token_bytes, tokens * self._token_bytes)
 

@@ -38,7 +38,7 @@ def prefill_inputs(
     query_lens = [chunk.length for chunk in chunks]
     seq_lens = [num_soft_tokens + chunk.start + chunk.length for chunk in chunks]
     tables = [chunk.request.block_ids for chunk in chunks]
-    causal = [chunk.causal for chunk in chunks]
+    context_lens = [num_soft_tokens + chunk.request.context_len for chunk in chunks]
     width = max(len(table) for table in tables)
 
     def send(array: np.ndarray) -> torch.Tensor:
@@ -52,10 +52,10 @@ def prefill_inputs(
         block_tables=send(np.array([table + [0] * (width - len(table)) for table in tables], dtype=np.int32)),
         seq_lens=send(np.array(seq_lens, dtype=np.int32)),
         query_starts=send(np.cumsum([0, *query_lens], dtype=np.int32)),
-        causal=send(np.array(causal, dtype=np.int32)),
+        context_lens=send(np.array(context_lens, dtype=np.int32)),
         max_query_len=max(query_lens),
         whole=query_lens == seq_lens,
-        host=HostSequences(tables, query_lens, seq_lens, causal),
+        host=HostSequences(tables, query_lens, seq_lens, context_lens),
     )
     return PrefillInputs(send(np.concatenate(token_ids).astype(np.int64)), metadata)
 
@@ -108,7 +108,7 @@ class DecodeInputs:
         array[len(requests) : num_rows, :NUM_FIELDS] = (0, self.max_num_seqs, 0, 0, 0, 0)
         self.packed[:num_rows].copy_(host[:num_rows], non_blocking=True)
         ones = [1] * len(requests)
-        return HostSequences([request.block_ids for request in requests], ones, seq_lens, [True] * len(requests))
+        return HostSequences([request.block_ids for request in requests], ones, seq_lens, [0] * len(requests))
 
     def unpack(self, num_rows: int, rotary: RotaryTable, axes: int, host: HostSequences | None) -> tuple[torch.Tensor, AttentionMetadata]:
         """Token ids [num_rows] and metadata of the first rows, computed on the device (also inside a CUDA graph)."""

@@ -11,13 +11,12 @@ from glmserve.scheduler.request import Request
 class PrefillChunk:
     """Tokens [start, start + length) of a request, given that K/V of all tokens before `start` are in the pool.
 
-    `causal` is False for the context of a prefix model, where each token sees the whole chunk; `start` is then 0.
+    What they see is the request's: all of its context, and beyond that what comes before them.  A context is never split.
     """
 
     request: Request
     start: int
     length: int
-    causal: bool
 
 
 @dataclass(frozen=True, slots=True)

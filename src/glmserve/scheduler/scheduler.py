@@ -193,7 +193,7 @@ class Scheduler:
             end = min(end, start + budget)
         if end <= start:
             return budget
-        chunks.append(PrefillChunk(request, start, end - start, causal=not in_context))
+        chunks.append(PrefillChunk(request, start, end - start))
         request.num_computed_tokens = end
         return budget - (end - start)
 
