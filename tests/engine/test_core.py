@@ -234,15 +234,16 @@ def test_the_counters_add_up(engine_of: MakeEngine) -> None:
     run(engine)
     stats = engine.stats()
     contexts = sum(case.prompt.index(94) for case in cases)
+    tails = [len(case.prompt) - case.prompt.index(94) for case in cases]  # <sop>, and the answer that some prompts begin
     assert stats.generation_tokens == 2 * 8 * 20
     assert stats.prefix_cache_queries == 2 * sum(len(case.prompt) for case in cases)
     assert stats.prefix_cache_hits == contexts
-    begun = sum(len(case.prompt) - 1 - case.prompt.index(94) for case in cases)  # answers begun in the prompt, computed by each request
-    assert stats.prompt_tokens == contexts + 2 * begun
+    # With its context cached a second request has only what follows to compute; where that is <sop> alone, in a decode step.
+    assert stats.prompt_tokens == contexts + sum(tails) + sum(tail for tail in tails if tail > 1)
     assert (stats.num_requests_running, stats.num_requests_waiting, stats.num_preemptions) == (0, 0, 0)
     assert stats.engine_steps >= 20
-    assert stats.iteration_tokens_total.sum == stats.prompt_tokens + stats.generation_tokens
-    assert stats.decode_batch_size.sum == stats.generation_tokens
+    assert stats.iteration_tokens_total.sum == stats.prompt_tokens + stats.decode_batch_size.sum
+    assert stats.decode_batch_size.sum == stats.generation_tokens - len(tails) - sum(tail > 1 for tail in tails)
     assert sum(stats.iteration_tokens_total.counts) == stats.engine_steps
 
 
@@ -271,11 +272,11 @@ def test_work_is_set_beside_what_the_device_can_do(engine_of: MakeEngine) -> Non
     kv_bytes, context = 4 * spec.kv_values_per_token, len(case.prompt)
     head = 4 * head_values(spec)
     layers = 4 * layer_values(spec)
-    contexts = sum(context + step for step in range(5))
-    num_prefills = stats.engine_steps - 5
-    assert stats.estimated_read_bytes_per_gpu == pytest.approx((5 + num_prefills) * layers + 5 * head + contexts * kv_bytes, rel=1e-6)
-    assert stats.estimated_write_bytes_per_gpu == (context - 1 + 5) * kv_bytes
-    assert stats.estimated_flops_per_gpu >= 2 * 5 * (layer_values(spec) + head_values(spec)) + 2 * (context - 1) * layer_values(spec)
+    contexts = sum(context + step for step in range(1, 5))
+    assert stats.engine_steps == 5, "the first token comes with the prompt"
+    assert stats.estimated_read_bytes_per_gpu == pytest.approx(5 * layers + 5 * head + contexts * kv_bytes, rel=1e-6)
+    assert stats.estimated_write_bytes_per_gpu == (context + 4) * kv_bytes
+    assert stats.estimated_flops_per_gpu >= 2 * 5 * head_values(spec) + 2 * (context + 4) * layer_values(spec)
     assert ready.device_peak_bytes_per_second > 1e8 and ready.device_peak_flops_per_second > 1e8
     assert 0 < stats.model_bandwidth_utilization_perc < 1 and 0 < stats.model_flops_utilization_perc < 1
 
@@ -290,7 +291,7 @@ def test_a_case_in_a_batch_of_its_own_twins(engine_of: MakeEngine) -> None:
     engine, case = engine_of(block_size=16), tiny_cases(FIXTURES / "chatglm-tiny")[3]
     twins = [GoldenCase(str(number), case.prompt, case.greedy_tokens, [], {}) for number in range(12)]
     assert set(map(tuple, generate(engine, twins, ignore_eos=True).values())) == {tuple(case.greedy_tokens)}
-    assert engine.stats().prompt_tokens == case.prompt.index(94), "the context was computed once"
+    assert engine.stats().prompt_tokens == case.prompt.index(94) + 1, "the context was computed once"
 
 
 @pytest.mark.parametrize("batching", ["serial", "async", "window"])
@@ -324,5 +325,5 @@ def test_a_request_s_times_say_what_it_waited_for_and_what_held_it_up(engine_of:
     assert first is not None and second is not None and third is not None
     assert first.wait_cause is second.wait_cause is WaitCause.NONE
     assert (third.wait_cause, third.num_ahead, third.largest_ahead) == (WaitCause.BATCH_FULL, 2, "second")
-    assert first.prefill_stall_tokens == 21 + 11 and first.prefill_stall > 0  # the contexts of the other two
+    assert first.prefill_stall_tokens == 22 + 12 and first.prefill_stall > 0  # the prompts of the other two
     assert third.prefill_stall_tokens == 0

@@ -62,6 +62,15 @@ class AttentionMetadata:
     host: HostSequences = field(default_factory=lambda: HostSequences([], [], [], []))
 
 
+@dataclass(frozen=True, slots=True)
+class NewestTokens:
+    """The tokens at which a prefill step samples: `rows`, int32 [num_sampling], are their places in the step, and `metadata` is what a
+    decode step of them would have."""
+
+    rows: torch.Tensor
+    metadata: AttentionMetadata
+
+
 def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float) -> torch.Tensor:
     """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim].
 
@@ -89,6 +98,18 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
             metadata.context_lens, metadata.max_query_len, scale,
         )  # fmt: skip
     return out.reshape(out.shape[0], -1)
+
+
+def attention_of_newest(
+    qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, newest: NewestTokens, num_heads: int, scale: float
+) -> torch.Tensor:
+    """Rotate and store all tokens of a prefill step, but attend for its newest ones alone: [num_sampling, num_heads * head_dim].
+
+    qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.
+    """
+    picked = qkv.index_select(0, newest.rows)  # before the rotation, which may be in place and which decoding does itself
+    store_keys_and_values(qkv, cache, metadata, num_heads)
+    return attention(picked, cache, newest.metadata, num_heads, scale)
 
 
 def store_keys_and_values(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:

@@ -110,8 +110,11 @@ class StepCosts:
         self._head_bytes = head_bytes
         self._token_bytes = spec.kv_values_per_token * kv_bytes
 
-    def prefill(self, chunks: Iterable[tuple[int, int, int]]) -> StepCost:
-        """Of a step over pieces of prompts, each (tokens before it, tokens, how many first tokens of its sequence all of them see)."""
+    def prefill(self, chunks: Iterable[tuple[int, int, int]], num_sampled: int) -> StepCost:
+        """Of a step over pieces of prompts, each (tokens before it, tokens, how many first tokens of its sequence all of them see).
+
+        At the end of `num_sampled` of them the next token is sampled; where it is none, the matrix that makes logits is not read.
+        """
         tokens, earlier, pairs = 0, 0, 0
         for start, length, context_len in chunks:
             tokens += length
@@ -119,8 +122,9 @@ class StepCosts:
             stop = start + length
             border = min(max(context_len, start), stop)  # where those begin that see no more than what comes before them
             pairs += (border - start) * context_len + (border + 1 + stop) * (stop - border) // 2
-        flops = self._layer_flops * tokens + self._pair_flops * pairs
-        return StepCost(flops, self._layer_bytes + earlier * self._token_bytes, tokens * self._token_bytes)
+        flops = self._layer_flops * tokens + self._head_flops * num_sampled + self._pair_flops * pairs
+        matrix_bytes = self._layer_bytes + (self._head_bytes if num_sampled else 0)
+        return StepCost(flops, matrix_bytes + earlier * self._token_bytes, tokens * self._token_bytes)
 
     def decode(self, num_requests: int, num_context_tokens: int) -> StepCost:
         """Of a step that makes one token for each request; `num_context_tokens` is what they see together, the newest ones included."""
