@@ -90,6 +90,38 @@ def test_stop_tokens_are_told_apart_from_the_model_s_own_end(engine_of: MakeEngi
     assert (outputs["end token"][-1].finish_reason, outputs["end token"][-1].stop_token_id) == (FinishReason.STOP, None)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_first_tokens_come_of_the_step_that_computes_the_prompts(engine_of: MakeEngine, model: str) -> None:
+    engine, cases = engine_of(model), tiny_cases(FIXTURES / model)
+    cases = [case for case in cases if len(case.prompt) > 1]
+    for case in cases:
+        add(engine, case.name, case.prompt, max_tokens=1, logprobs=1)
+    outputs = run(engine)
+    assert {name: tokens_of(given) for name, given in outputs.items()} == {case.name: case.greedy_tokens[:1] for case in cases}
+    assert all(given[0].logprobs for given in outputs.values())
+    stats = engine.stats()
+    assert (stats.engine_steps, stats.decode_batch_size.sum) == (1, 0)
+    assert stats.prompt_tokens == sum(len(case.prompt) for case in cases)
+    spent = stats.gpu_time_seconds
+    assert spent.prefill > 0 and spent.sampling > 0 and spent.decode == 0
+
+
+def test_an_answer_that_was_pushed_back_goes_on_in_one_step(engine_of: MakeEngine) -> None:
+    """Context and answer so far are computed as one piece, at whose end the next token is sampled."""
+    engine, case = engine_of(enable_prefix_caching=False), tiny_cases(FIXTURES / "chatglm-tiny")[3]
+    add(engine, "x", case.prompt, repetition_penalty=1.1)
+    expected = tokens_of(run(engine)["x"])
+    add(engine, "y", case.prompt, repetition_penalty=1.1)
+    outputs = [output for _ in range(8) for output in engine.step()]
+    engine.scheduler._preempt(engine.scheduler.requests["y"])
+    steps = engine.stats().engine_steps
+    outputs += run(engine)["y"]
+    assert tokens_of(outputs) == expected
+    before = len(expected) - (engine.stats().engine_steps - steps)  # each step since then gave a token
+    assert before in (7, 8)
+    assert engine.stats().prompt_tokens == 3 * len(case.prompt) + before
+
+
 def random_params(rng: random.Random) -> dict[str, Any]:
     return {
         "temperature": rng.choice([0.0, 0.7, 1.5]),

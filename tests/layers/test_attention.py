@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from glmserve.kernels import decode_rectangle
-from glmserve.layers.attention import AttentionMetadata, HostSequences, LayerCache, attention
+from glmserve.layers.attention import AttentionMetadata, HostSequences, LayerCache, NewestTokens, attention, attention_of_newest
 from glmserve.layers.rotary import RotaryTable
 
 HEADS, KV_HEADS, DIM, BLOCK_SIZE, SCALE = 4, 2, 8, 4, 0.4
@@ -26,6 +26,9 @@ class Sequence:
     blocks: list[int]
 
 
+Part = tuple[Sequence, int, int]  # tokens [start, stop) of one
+
+
 class Step:
     """The tokens of several sequences: all their q, k, v, and a cache that holds what was computed before."""
 
@@ -40,18 +43,32 @@ class Step:
 
     def run(self, decode: bool = False) -> list[torch.Tensor]:
         """Computes what came before in a step of its own, then the queries; returns [query_len, HEADS * DIM] of each sequence."""
-        earlier = [(s, 0, s.seq_len - s.query_len) for s in self.sequences if s.seq_len > s.query_len]
-        if earlier:
-            self._attend(earlier)
-        out = self._attend([(s, s.seq_len - s.query_len, s.seq_len) for s in self.sequences], decode)
+        self._run_earlier()
+        parts = [(s, s.seq_len - s.query_len, s.seq_len) for s in self.sequences]
+        out = attention(self._qkv_of(parts), self.cache, self._metadata(parts, decode), HEADS, SCALE)
         return list(out.split([s.query_len for s in self.sequences]))
 
-    def _attend(self, parts: list[tuple[Sequence, int, int]], decode: bool = False) -> torch.Tensor:
-        picked = [(self.sequences.index(s), start, stop) for s, start, stop in parts]
-        cos, sin = self.table.lookup(torch.cat([self.positions[i][start:stop] for i, start, stop in picked]))
+    def run_newest(self, count: int) -> list[torch.Tensor]:
+        """Like `run`, but attends for the last query of the first `count` sequences alone; returns [1, HEADS * DIM] of each of these."""
+        self._run_earlier()
+        parts = [(s, s.seq_len - s.query_len, s.seq_len) for s in self.sequences]
+        last_rows = torch.tensor([s.query_len for s in self.sequences]).cumsum(0)[:count] - 1
+        newest = NewestTokens(last_rows.int(), self._metadata([(s, s.seq_len - 1, s.seq_len) for s in self.sequences[:count]], decode=True))
+        out = attention_of_newest(self._qkv_of(parts), self.cache, self._metadata(parts), newest, HEADS, SCALE)
+        return list(out.split(1))
+
+    def _run_earlier(self) -> None:
+        if earlier := [(s, 0, s.seq_len - s.query_len) for s in self.sequences if s.seq_len > s.query_len]:
+            attention(self._qkv_of(earlier), self.cache, self._metadata(earlier), HEADS, SCALE)
+
+    def _qkv_of(self, parts: list[Part]) -> torch.Tensor:
+        return torch.cat([self.qkv[self.sequences.index(s)][start:stop] for s, start, stop in parts])
+
+    def _metadata(self, parts: list[Part], decode: bool = False) -> AttentionMetadata:
+        cos, sin = self.table.lookup(torch.cat([self.positions[self.sequences.index(s)][start:stop] for s, start, stop in parts]))
         slots = [s.blocks[t // BLOCK_SIZE] * BLOCK_SIZE + t % BLOCK_SIZE for s, start, stop in parts for t in range(start, stop)]
         width = max(len(s.blocks) for s, _, _ in parts)
-        metadata = AttentionMetadata(
+        return AttentionMetadata(
             cos=cos,
             sin=sin,
             slot_mapping=torch.tensor(slots),
@@ -65,7 +82,6 @@ class Step:
                 [s.context_len for s, _, _ in parts],
             ),
         )
-        return attention(torch.cat([self.qkv[i][start:stop] for i, start, stop in picked]), self.cache, metadata, HEADS, SCALE)
 
     def expected(self, number: int) -> np.ndarray:
         """The definition, for the queries of one sequence."""
@@ -116,6 +132,20 @@ def test_contexts_chunks_and_answers_in_one_step(axes: int, kv_heads: int) -> No
         kv_heads,
     )
     assert_right(step, step.run())
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_the_newest_tokens_alone(kv_heads: int) -> None:
+    """What is attended for them is right, and K and V of all tokens are stored."""
+    sequences = [Sequence(9, 9, 8, [1, 2, 3]), Sequence(14, 6, 8, [9, 4, 30, 31]), Sequence(7, 7, 0, [12, 11]), Sequence(5, 5, 0, [20, 21])]
+    step, whole = (Step(sequences, axes=2, kv_heads=kv_heads) for _ in range(2))
+    outputs = step.run_newest(3)
+    whole.run()
+    assert len(outputs) == 3
+    for number, out in enumerate(outputs):
+        assert np.abs(out.numpy() - whole.expected(number)[-1:]).max() < 1e-5
+    for stored, expected in ((step.cache.key, whole.cache.key), (step.cache.value, whole.cache.value)):
+        torch.testing.assert_close(stored, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("limit", [0, 2**16], ids=["one by one", "as a rectangle"])
