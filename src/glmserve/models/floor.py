@@ -66,7 +66,7 @@ def head_bytes(spec: ModelSpec, number_bytes: float) -> float:
 def floor_of(
     workload: Workload, spec: ModelSpec, chip: Chip, *, max_num_seqs: int = 256, weight_bytes: float = 2, kv_bytes: float = 2
 ) -> Floor:
-    """Prefill arithmetic; then for each decode step the larger of reading the weights and computing, plus the K/V of the mean context.
+    """Prefill arithmetic; then for each token of the answers the larger of reading the weights and computing, plus the mean context's K/V.
 
     `weight_bytes` and `kv_bytes` are bytes a number; a quantized matrix of `spec` takes those of its format.  More prompts than
     `max_num_seqs` go in so many waves.
