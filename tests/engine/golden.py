@@ -90,13 +90,10 @@ def make_engine(folder: Path, **settings: object) -> EngineCore:
 
 @torch.inference_mode()
 def all_logits(engine: EngineCore, prompt: list[int]) -> np.ndarray:
-    """Scores after every token, [len(prompt), vocab_size]: the context in one non-causal chunk, the rest in one causal chunk.  On a CPU."""
+    """Scores after every token, [len(prompt), vocab_size]: the context and all that follows in one chunk.  On a CPU."""
     runner, message = engine.runner, EngineRequest("all", prompt, SamplingParams(), 0.0)
     request = Request(message, engine.spec, engine.max_model_len, seed=0)
     request.block_ids = list(range(1, 2 + len(prompt) // runner.pool.block_size))
-    border, rows = request.context_len, []
-    for start, stop, causal in ((0, border, False), (border, len(prompt), True)):
-        chunk = PrefillChunk(request, start, stop - start, causal)
-        inputs = prefill_inputs([chunk], runner.pool.block_size, runner.model.rotary, runner.axes, runner.device)
-        rows.append(runner.model.logits(runner.model(inputs.token_ids, inputs.metadata, runner.pool.caches)))
-    return torch.cat(rows).numpy()
+    chunks = [PrefillChunk(request, 0, len(prompt))]
+    inputs = prefill_inputs(chunks, runner.pool.block_size, runner.model.rotary, runner.axes, runner.device)
+    return runner.model.logits(runner.model(inputs.token_ids, inputs.metadata, runner.pool.caches)).numpy()

@@ -90,6 +90,38 @@ def test_stop_tokens_are_told_apart_from_the_model_s_own_end(engine_of: MakeEngi
     assert (outputs["end token"][-1].finish_reason, outputs["end token"][-1].stop_token_id) == (FinishReason.STOP, None)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_first_tokens_come_of_the_step_that_computes_the_prompts(engine_of: MakeEngine, model: str) -> None:
+    engine, cases = engine_of(model), tiny_cases(FIXTURES / model)
+    cases = [case for case in cases if len(case.prompt) > 1]
+    for case in cases:
+        add(engine, case.name, case.prompt, max_tokens=1, logprobs=1)
+    outputs = run(engine)
+    assert {name: tokens_of(given) for name, given in outputs.items()} == {case.name: case.greedy_tokens[:1] for case in cases}
+    assert all(given[0].logprobs for given in outputs.values())
+    stats = engine.stats()
+    assert (stats.engine_steps, stats.decode_batch_size.sum) == (1, 0)
+    assert stats.prompt_tokens == sum(len(case.prompt) for case in cases)
+    spent = stats.gpu_time_seconds
+    assert spent.prefill > 0 and spent.sampling > 0 and spent.decode == 0
+
+
+def test_an_answer_that_was_pushed_back_goes_on_in_one_step(engine_of: MakeEngine) -> None:
+    """Context and answer so far are computed as one piece, at whose end the next token is sampled."""
+    engine, case = engine_of(enable_prefix_caching=False), tiny_cases(FIXTURES / "chatglm-tiny")[3]
+    add(engine, "x", case.prompt, repetition_penalty=1.1)
+    expected = tokens_of(run(engine)["x"])
+    add(engine, "y", case.prompt, repetition_penalty=1.1)
+    outputs = [output for _ in range(8) for output in engine.step()]
+    engine.scheduler._preempt(engine.scheduler.requests["y"])
+    steps = engine.stats().engine_steps
+    outputs += run(engine)["y"]
+    assert tokens_of(outputs) == expected
+    before = len(expected) - (engine.stats().engine_steps - steps)  # each step since then gave a token
+    assert before in (7, 8)
+    assert engine.stats().prompt_tokens == 3 * len(case.prompt) + before
+
+
 def random_params(rng: random.Random) -> dict[str, Any]:
     return {
         "temperature": rng.choice([0.0, 0.7, 1.5]),
@@ -234,15 +266,16 @@ def test_the_counters_add_up(engine_of: MakeEngine) -> None:
     run(engine)
     stats = engine.stats()
     contexts = sum(case.prompt.index(94) for case in cases)
+    tails = [len(case.prompt) - case.prompt.index(94) for case in cases]  # <sop>, and the answer that some prompts begin
     assert stats.generation_tokens == 2 * 8 * 20
     assert stats.prefix_cache_queries == 2 * sum(len(case.prompt) for case in cases)
     assert stats.prefix_cache_hits == contexts
-    begun = sum(len(case.prompt) - 1 - case.prompt.index(94) for case in cases)  # answers begun in the prompt, computed by each request
-    assert stats.prompt_tokens == contexts + 2 * begun
+    # With its context cached a second request has only what follows to compute; where that is <sop> alone, in a decode step.
+    assert stats.prompt_tokens == contexts + sum(tails) + sum(tail for tail in tails if tail > 1)
     assert (stats.num_requests_running, stats.num_requests_waiting, stats.num_preemptions) == (0, 0, 0)
     assert stats.engine_steps >= 20
-    assert stats.iteration_tokens_total.sum == stats.prompt_tokens + stats.generation_tokens
-    assert stats.decode_batch_size.sum == stats.generation_tokens
+    assert stats.iteration_tokens_total.sum == stats.prompt_tokens + stats.decode_batch_size.sum
+    assert stats.decode_batch_size.sum == stats.generation_tokens - len(tails) - sum(tail > 1 for tail in tails)
     assert sum(stats.iteration_tokens_total.counts) == stats.engine_steps
 
 
@@ -271,11 +304,11 @@ def test_work_is_set_beside_what_the_device_can_do(engine_of: MakeEngine) -> Non
     kv_bytes, context = 4 * spec.kv_values_per_token, len(case.prompt)
     head = 4 * head_values(spec)
     layers = 4 * layer_values(spec)
-    contexts = sum(context + step for step in range(5))
-    num_prefills = stats.engine_steps - 5
-    assert stats.estimated_read_bytes_per_gpu == pytest.approx((5 + num_prefills) * layers + 5 * head + contexts * kv_bytes, rel=1e-6)
-    assert stats.estimated_write_bytes_per_gpu == (context - 1 + 5) * kv_bytes
-    assert stats.estimated_flops_per_gpu >= 2 * 5 * (layer_values(spec) + head_values(spec)) + 2 * (context - 1) * layer_values(spec)
+    contexts = sum(context + step for step in range(1, 5))
+    assert stats.engine_steps == 5, "the first token comes with the prompt"
+    assert stats.estimated_read_bytes_per_gpu == pytest.approx(5 * layers + 5 * head + contexts * kv_bytes, rel=1e-6)
+    assert stats.estimated_write_bytes_per_gpu == (context + 4) * kv_bytes
+    assert stats.estimated_flops_per_gpu >= 2 * 5 * head_values(spec) + 2 * (context + 4) * layer_values(spec)
     assert ready.device_peak_bytes_per_second > 1e8 and ready.device_peak_flops_per_second > 1e8
     assert 0 < stats.model_bandwidth_utilization_perc < 1 and 0 < stats.model_flops_utilization_perc < 1
 
@@ -290,7 +323,7 @@ def test_a_case_in_a_batch_of_its_own_twins(engine_of: MakeEngine) -> None:
     engine, case = engine_of(block_size=16), tiny_cases(FIXTURES / "chatglm-tiny")[3]
     twins = [GoldenCase(str(number), case.prompt, case.greedy_tokens, [], {}) for number in range(12)]
     assert set(map(tuple, generate(engine, twins, ignore_eos=True).values())) == {tuple(case.greedy_tokens)}
-    assert engine.stats().prompt_tokens == case.prompt.index(94), "the context was computed once"
+    assert engine.stats().prompt_tokens == case.prompt.index(94) + 1, "the context was computed once"
 
 
 @pytest.mark.parametrize("batching", ["serial", "async", "window"])
@@ -324,5 +357,5 @@ def test_a_request_s_times_say_what_it_waited_for_and_what_held_it_up(engine_of:
     assert first is not None and second is not None and third is not None
     assert first.wait_cause is second.wait_cause is WaitCause.NONE
     assert (third.wait_cause, third.num_ahead, third.largest_ahead) == (WaitCause.BATCH_FULL, 2, "second")
-    assert first.prefill_stall_tokens == 21 + 11 and first.prefill_stall > 0  # the contexts of the other two
+    assert first.prefill_stall_tokens == 22 + 12 and first.prefill_stall > 0  # the prompts of the other two
     assert third.prefill_stall_tokens == 0

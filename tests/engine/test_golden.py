@@ -129,7 +129,7 @@ def test_a_pool_too_small_for_all_pushes_some_back(shared: Path, model: str, ena
 
 @pytest.mark.parametrize("model", ["small", "wide", "small_untied", *QUANTIZED_MODELS])
 def test_every_row_of_a_context_and_of_what_follows(shared: Path, model: str) -> None:
-    """`logits_all`: the context in one non-causal chunk and the rest in one causal chunk, as a prompt with an answer begun has it."""
+    """`logits_all`: the context and all that follows in one chunk, as a prompt with an answer begun has it."""
     engine = engine_of(shared, model)
     cases = [case for case in cases_of(shared, model) if "logits_all" in case.data]
     assert cases

@@ -54,22 +54,26 @@ def test_decode_attention(
 
 
 @pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64)])
-@pytest.mark.parametrize("query_lens,seq_lens,causal", [
-    ([1], [1], [False]),
-    ([1900], [1900], [False]),
-    ([3, 129, 40, 1], [3, 129, 300, 77], [False, True, True, True]),
+@pytest.mark.parametrize("query_lens,seq_lens,context_lens", [
+    ([1], [1], [1]),
+    ([1900], [1900], [1899]),
+    ([3, 129, 40, 1, 129, 70], [3, 129, 300, 77, 137, 70], [3, 0, 0, 76, 65, 64]),
 ])  # fmt: skip
 def test_prefill_attention(
-    dtype: torch.dtype, query_lens: list[int], seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int
+    dtype: torch.dtype, query_lens: list[int], seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int
 ) -> None:
     for by_head in (False, True):
-        cases.check_prefill(Device("cuda", dtype, seed=dim), query_lens, seq_lens, causal, heads, kv_heads, dim, by_head)
+        cases.check_prefill(Device("cuda", dtype, seed=dim), query_lens, seq_lens, context_lens, heads, kv_heads, dim, by_head)
 
 
 @pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64)])
-@pytest.mark.parametrize("seq_lens,causal", [([1], [False]), ([1900], [False]), ([3, 129, 64, 1], [False, True, True, False])])
-def test_dense_prefill(dtype: torch.dtype, seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int) -> None:
-    cases.check_dense_prefill(Device("cuda", dtype, seed=dim), seq_lens, causal, heads, kv_heads, dim)
+@pytest.mark.parametrize("seq_lens,context_lens", [
+    ([1], [0]),
+    ([1900, 1900], [1900, 1899]),
+    ([3, 129, 64, 1, 130, 65], [3, 0, 63, 1, 65, 64]),
+])  # fmt: skip
+def test_dense_prefill(dtype: torch.dtype, seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int) -> None:
+    cases.check_dense_prefill(Device("cuda", dtype, seed=dim), seq_lens, context_lens, heads, kv_heads, dim)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -89,7 +93,7 @@ def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
         for heads, dim in ((32, 128), (4, 16)):
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
         cases.check_decode(on, [1, 17, 65, 257], 9, 3, 64, 16, by_head, splits, fp8)
-    cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [False, True, True, True], 32, 32, 128, by_head, fp8)
+    cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [2, 0, 0, 64], 32, 32, 128, by_head, fp8)
 
 
 @pytest.mark.parametrize("weight_format", ["none", "int8", "int4", "fp8"])

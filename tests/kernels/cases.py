@@ -224,7 +224,7 @@ def check_decode(
     out = paged_decode.paged_decode_attention(query, key, value, tables, lens, dim**-0.5, splits)
     ones = [1] * len(seq_lens)
     reference = paged_attention.paged_attention_torch(
-        query.float(), key.float(), value.float(), tables, ones, seq_lens, [True] * len(seq_lens), dim**-0.5
+        query.float(), key.float(), value.float(), tables, ones, seq_lens, [0] * len(seq_lens), dim**-0.5
     )
     assert_close(out, reference, on.dtype)
 
@@ -248,7 +248,7 @@ def check_full_heads_decode(
     used = [row for row, seq_len in enumerate(seq_lens) if seq_len]
     ones, lengths = [1] * len(used), [seq_lens[row] for row in used]
     reference = paged_attention.paged_attention_torch(
-        rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [True] * len(used), dim**-0.5
+        rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [0] * len(used), dim**-0.5
     )
     out = full_heads_decode.full_heads_decode(qkv, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, splits)
     if cache_dtype is None:
@@ -259,23 +259,19 @@ def check_full_heads_decode(
         assert_stored(written[1:], expected[1:], on.dtype)
 
 
-def check_dense_prefill(on: Device, seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int) -> None:
+def check_dense_prefill(on: Device, seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int) -> None:
     qkv = on.randn(sum(seq_lens), heads + 2 * kv_heads, dim)
     query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
     starts = torch.tensor([0, *seq_lens], device=on.name).cumsum(0).int()
-    flags = torch.tensor(causal, dtype=torch.int32, device=on.name)
-    out = dense_prefill.dense_prefill_attention(query, key, value, starts, flags, max(seq_lens), dim**-0.5)
-    pieces = []
-    for start, seq_len, is_causal in zip(starts.tolist(), seq_lens, causal, strict=False):
-        rows = slice(start, start + seq_len)
-        grouped = [part[rows].float().transpose(0, 1)[None] for part in (query, key, value)]
-        mixed = torch.nn.functional.scaled_dot_product_attention(*grouped, is_causal=is_causal, enable_gqa=True)
-        pieces.append(mixed[0].transpose(0, 1))
-    assert_close(out, torch.cat(pieces), on.dtype)
+    contexts = torch.tensor(context_lens, dtype=torch.int32, device=on.name)
+    out = dense_prefill.dense_prefill_attention(query, key, value, starts, contexts, max(seq_lens), dim**-0.5)
+    sequences = zip(*(part.float().split(seq_lens) for part in (query, key, value)), context_lens, strict=True)
+    reference = [paged_attention.attend_one_sequence(*sequence, dim**-0.5) for sequence in sequences]
+    assert_close(out, torch.cat(reference), on.dtype)
 
 
 def check_prefill(
-    on: Device, query_lens: list[int], seq_lens: list[int], causal: list[bool], heads: int, kv_heads: int, dim: int, by_head: bool,
+    on: Device, query_lens: list[int], seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int, by_head: bool,
     cache_dtype: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     block_size = 16
@@ -285,10 +281,10 @@ def check_prefill(
     query = on.randn(sum(query_lens), heads, dim)
     starts = torch.tensor([0, *query_lens], device=on.name).cumsum(0).int()
     lens = torch.tensor(seq_lens, dtype=torch.int32, device=on.name)
-    flags = torch.tensor(causal, dtype=torch.int32, device=on.name)
-    out = paged_prefill.paged_prefill_attention(query, key, value, tables, starts, lens, flags, max(query_lens), dim**-0.5)
+    contexts = torch.tensor(context_lens, dtype=torch.int32, device=on.name)
+    out = paged_prefill.paged_prefill_attention(query, key, value, tables, starts, lens, contexts, max(query_lens), dim**-0.5)
     reference = paged_attention.paged_attention_torch(
-        query.float(), key.float(), value.float(), tables, query_lens, seq_lens, causal, dim**-0.5
+        query.float(), key.float(), value.float(), tables, query_lens, seq_lens, context_lens, dim**-0.5
     )
     assert_close(out, reference, on.dtype)
 

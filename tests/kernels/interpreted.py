@@ -64,13 +64,14 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
             cases.check_decode(on, [5, 80], 6, 2, 64, 32, by_head, splits=2)
             cases.check_decode(on, [5, 80], 6, 2, 64, 32, by_head, splits=2, cache_dtype=torch.float8_e4m3fn)
         case "dense_prefill":
-            cases.check_dense_prefill(on, [3, 70, 1], [False, True, True], 2, 2 if by_head else 1, 16)
-            cases.check_dense_prefill(on, [131, 64], [False, False], 1, 1, 24)
+            cases.check_dense_prefill(on, [3, 70, 1, 70], [3, 0, 0, 69], 2, 2 if by_head else 1, 16)
+            cases.check_dense_prefill(on, [131, 64, 131, 66, 67], [131, 63, 65, 64, 5], 1, 1, 24)
         case "prefill":
-            cases.check_prefill(on, [3, 40, 9], [3, 40, 30], [False, True, True], 2, 2, 16, by_head)
-            cases.check_prefill(on, [3, 9], [3, 30], [False, True], 2, 2, 16, by_head, cache_dtype=torch.float8_e4m3fn)
+            cases.check_prefill(on, [3, 40, 9, 9, 66], [3, 40, 30, 30, 66], [3, 0, 0, 21, 65], 2, 2, 16, by_head)
+            cases.check_prefill(on, [71, 67], [79, 75], [78, 37], 1, 1, 24, by_head)  # behind soft tokens: the context ends inside a chunk
+            cases.check_prefill(on, [3, 9], [3, 30], [2, 0], 2, 2, 16, by_head, cache_dtype=torch.float8_e4m3fn)
         case "prefill_grouped":
-            cases.check_prefill(on, [35], [50], [True], 4, 2, 32, by_head)
+            cases.check_prefill(on, [35, 35], [50, 35], [0, 34], 4, 2, 32, by_head)
         case _:
             raise ValueError(case)
 

@@ -34,8 +34,8 @@ def test_it_equals_one_sequence_after_the_other(heads, kv_heads, dim, seq_lens):
     rectangle = decode_rectangle(key, tables, torch.tensor(seq_lens, dtype=torch.int32), query.dtype)
     assert rectangle is not None
     out = attend_rectangle(query, key, value, rectangle, dim**-0.5)
-    ones, causal = [1] * len(seq_lens), [True] * len(seq_lens)
-    expected = paged_attention_torch(query, key, value, tables, ones, seq_lens, causal, dim**-0.5)
+    ones, no_context = [1] * len(seq_lens), [0] * len(seq_lens)
+    expected = paged_attention_torch(query, key, value, tables, ones, seq_lens, no_context, dim**-0.5)
     torch.testing.assert_close(out, expected)
 
 

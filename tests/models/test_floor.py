@@ -44,12 +44,15 @@ def test_a_decode_step_reads_each_matrix_once_and_each_request_s_own_keys_and_va
     assert one.flops == pytest.approx(12.34e9 + 4 * 28 * 4096 * 100, rel=0.001)
 
 
-def test_a_prefill_step_needs_no_scores_and_pairs_by_who_sees_whom() -> None:
+def test_a_prefill_step_needs_scores_where_it_samples_and_pairs_by_who_sees_whom() -> None:
     costs = StepCosts(SPEC, layer_bytes(SPEC, 2), head_bytes(SPEC, 2), kv_bytes=1)
     pair, token = 4 * 28 * 4096, 2 * layer_values(SPEC)
-    whole, causal, later = (costs.prefill([chunk]) for chunk in ((0, 10, False), (0, 10, True), (90, 10, True)))
+    whole, causal, later, both = (costs.prefill([chunk], 0) for chunk in ((0, 10, 10), (0, 10, 0), (90, 10, 0), (0, 10, 8)))
     assert (whole.flops - 10 * token, causal.flops - 10 * token, later.flops - 10 * token) == (100 * pair, 55 * pair, 955 * pair)
+    assert both.flops - 10 * token == (8 * 8 + 9 + 10) * pair
     assert whole.read_bytes == layer_bytes(SPEC, 2) and later.read_bytes - causal.read_bytes == 90 * 2 * 28 * 4096
     assert whole.write_bytes == 10 * 2 * 28 * 4096
-    both = costs.prefill([(0, 10, False), (90, 10, True)])
-    assert both.flops == whole.flops + later.flops and both.read_bytes == later.read_bytes
+    sampling, head = costs.prefill([(0, 10, 10)], 1), 2 * head_values(SPEC)
+    assert (sampling.flops - whole.flops, sampling.read_bytes - whole.read_bytes) == (head, head_bytes(SPEC, 2))
+    together = costs.prefill([(0, 10, 10), (90, 10, 0)], 0)
+    assert together.flops == whole.flops + later.flops and together.read_bytes == later.read_bytes

@@ -127,12 +127,19 @@ class Simulation:
         assert all(not request.block_ids and request.row == -1 for request in self.requests.values() if request not in running)
 
     def _check_plan(self, batch: ScheduledBatch) -> None:
-        assert bool(batch.chunks) != bool(batch.requests)
+        assert batch.chunks or batch.requests
         members = [chunk.request for chunk in batch.chunks] or batch.requests
+        reaching = [chunk for chunk in batch.chunks if chunk.start + chunk.length == len(self._tokens[chunk.request.request_id])]
+        if batch.chunks:
+            assert batch.requests == [chunk.request for chunk in reaching] == members[: len(reaching)], (
+                "each newest token samples, no other"
+            )
+            assert all(chunk.length > 1 for chunk in reaching), "a newest token alone is a decode step's"
         assert len({request.request_id for request in members}) == len(members)
         assert all(self.scheduler.running.get(request.request_id) is request for request in members), "scheduled but not running"
         if batch.num_tokens > self.settings.max_num_batched_tokens and batch.is_prefill:
-            assert len(batch.chunks) == 1 and not batch.chunks[0].causal, "only a lone context may exceed the budget"
+            [chunk] = batch.chunks
+            assert (chunk.start, chunk.length) == (0, chunk.request.context_len), "only a lone context may exceed the budget"
         if self.settings.batching in ("serial", "async"):
             assert len(members) == 1, "two requests in one step"
 
@@ -145,19 +152,21 @@ class Simulation:
         written: set[int] = set()
         for chunk in batch.chunks:
             assert chunk.length > 0
-            if not chunk.causal:
-                assert (chunk.start, chunk.length) == (0, chunk.request.context_len), "a context was split or partly cached"
-            else:
-                assert chunk.start >= chunk.request.context_len
-            self._write(chunk.request, chunk.start, chunk.start + chunk.length, written)
-        return [self._decode(request, written) for request in batch.requests]
+            if chunk.start < chunk.request.context_len:
+                assert chunk.start == 0 and chunk.length >= chunk.request.context_len, "a context was split or partly cached"
+            stop = chunk.start + chunk.length
+            assert chunk.request.token_ids[:stop] == self._tokens[chunk.request.request_id][:stop], "computed before the host knew it"
+            self._write(chunk.request, chunk.start, stop, written)
+        for request in [] if batch.chunks else batch.requests:
+            index = request.num_computed_tokens - 1
+            newest = request.token_ids[index] if index < len(request.token_ids) else self._last[request.row]
+            assert newest == self._tokens[request.request_id][index], "the step's input is not the newest token"
+            self._write(request, index, index + 1, written)
+        return [self._sample(request) for request in batch.requests]
 
-    def _decode(self, request: Request, written: set[int]) -> int:
-        index = request.num_computed_tokens - 1
+    def _sample(self, request: Request) -> int:
         tokens = self._tokens[request.request_id]
-        newest = request.token_ids[index] if index < len(request.token_ids) else self._last[request.row]
-        assert index == len(tokens) - 1 and newest == tokens[index], "the step's input is not the newest token"
-        self._write(request, index, index + 1, written)
+        assert request.num_computed_tokens == len(tokens) == request.num_tokens - 1, "sampled behind a token that is not the newest"
         token = next_token(tokens, request.num_prompt_tokens, request.params)
         tokens.append(token)
         self._last[request.row] = token

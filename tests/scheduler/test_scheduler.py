@@ -37,7 +37,7 @@ def test_identical_contexts_are_computed_once(length: int, lag: int) -> None:
         simulation.add(str(number), prompt, SamplingParams(max_tokens=6, ignore_eos=True, seed=number))
     simulation.run()
     computed = [chunk for batch in simulation.batches for chunk in batch.chunks]
-    assert [chunk.length for chunk in computed] == [length]
+    assert [chunk.length for chunk in computed] == [length + 1], "with its <sop>"
     assert sorted(request.num_cached_tokens for request in simulation.requests.values()) == [0, length, length, length]
     simulation.add("later", prompt, LONG)
     simulation.run()
@@ -59,7 +59,7 @@ def test_without_caching_nothing_is_reused() -> None:
     for number in range(2):
         simulation.add(str(number), prefix_prompt(1, 2, 3), LONG)
     simulation.run()
-    assert [chunk.length for batch in simulation.batches for chunk in batch.chunks] == [4, 4]
+    assert [chunk.length for batch in simulation.batches for chunk in batch.chunks] == [5, 5]
 
 
 def test_causal_prompts_share_their_full_blocks_but_the_newest_token_is_computed() -> None:
@@ -96,7 +96,7 @@ def test_several_prompts_share_a_step_and_no_context_is_split() -> None:
         simulation.add(str(number), prefix_prompt(*[number + 1] * (length - 1)), LONG)
     simulation.run()
     prefills = [[chunk.length for chunk in batch.chunks] for batch in simulation.batches if batch.is_prefill]
-    assert prefills == [[4, 4], [4], [12]], "the last exceeds the budget, so it goes alone and whole"
+    assert prefills == [[5, 5], [5], [12]], "the last context exceeds the budget, so it goes alone and whole, its <sop> later"
 
 
 def test_a_causal_prompt_is_split_over_steps_while_others_decode() -> None:
@@ -107,12 +107,12 @@ def test_a_causal_prompt_is_split_over_steps_while_others_decode() -> None:
     simulation.run()
     kinds = ["prefill" if batch.is_prefill else "decode" for batch in simulation.batches[:9]]
     assert kinds == ["decode", *["prefill", "decode"] * 4], "streams go on between the pieces"
-    assert [chunk.length for batch in simulation.batches for chunk in batch.chunks] == [5, 5, 5, 1]
+    assert [chunk.length for batch in simulation.batches for chunk in batch.chunks] == [5, 5, 5, 2]
 
 
 @pytest.mark.parametrize("lag", [0, 1])
 def test_preemption_keeps_the_context_border(lag: int) -> None:
-    """Two answers outgrow the pool; the younger one is pushed back and recomputed: context as a context, answer causally."""
+    """Two answers outgrow the pool; the younger one is pushed back and recomputed: context and answer in one piece, then goes on."""
     simulation = Simulation(Settings(block_size=2, num_blocks=16, max_model_len=32, lag=lag, caching=False))
     params = SamplingParams(max_tokens=20, ignore_eos=True, seed=3)
     prompts = {"old": prefix_prompt(1, 1, 1), "young": prefix_prompt(2, 2, 2)}
@@ -122,11 +122,65 @@ def test_preemption_keeps_the_context_border(lag: int) -> None:
     simulation.run()
     assert simulation.requests["young"].num_preemptions >= 1 and simulation.requests["old"].num_preemptions == 0
     assert simulation.scheduler.num_preemptions == simulation.requests["young"].num_preemptions
-    recomputed = [chunk for batch in simulation.batches for chunk in batch.chunks if chunk.request.request_id == "young"]
-    assert [(chunk.start, chunk.length, chunk.causal) for chunk in recomputed[:2]] == [(0, 4, False), (0, 4, False)]
-    assert recomputed[2].start == 4 and recomputed[2].causal and recomputed[2].length > 1
+    prompt, *recomputed = [chunk for batch in simulation.batches for chunk in batch.chunks if chunk.request.request_id == "young"]
+    assert (prompt.start, prompt.length) == (0, 5)
+    assert len(recomputed) == simulation.requests["young"].num_preemptions
+    assert all(chunk.start == 0 and chunk.length > 5 and chunk.request.context_len == 4 for chunk in recomputed)
     for name, prompt in prompts.items():
         assert simulation.tokens_of(name) == expected_answer(prompt, params, 32)[0]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("attention", ["prefix", "causal"])
+def test_a_prompt_s_first_token_comes_of_the_step_that_computes_it(attention: str, lag: int) -> None:
+    simulation = Simulation(Settings(attention=attention, lag=lag))
+    for name in "ab":
+        simulation.add(name, prefix_prompt(ord(name) % BOS, 2), SamplingParams(max_tokens=1))
+    batch = simulation.step()
+    assert batch is not None and [request.request_id for request in batch.requests] == ["a", "b"]
+    assert simulation.step() is None, "nothing is left but to read"
+    assert [len(simulation.tokens_of(name)) for name in "ab"] == [1, 1]
+
+
+@pytest.mark.parametrize("budget, pieces", [(4, [4, 4, 1]), (5, [5, 4]), (9, [9]), (3, [4, 3, 2])])
+def test_what_follows_a_context_is_split_by_the_budget(budget: int, pieces: list[int]) -> None:
+    """A context of four and five known tokens after it, none of which the context sees; the last alone is a decode step's."""
+    simulation = Simulation(Settings(max_num_batched_tokens=budget))
+    prompt = [*prefix_prompt(1, 2, 3), 5, 6, 7, 8]
+    simulation.add("begun", prompt, LONG)
+    simulation.run()
+    computed = [batch.num_tokens for batch in simulation.batches[: len(pieces)]]
+    assert computed == pieces
+    assert [bool(batch.requests) for batch in simulation.batches[: len(pieces)]] == [False] * (len(pieces) - 1) + [True]
+    assert simulation.batches[2].is_prefill is (budget == 3)
+    assert simulation.tokens_of("begun") == expected_answer(prompt, LONG, 64)[0]
+
+
+def test_whoever_is_cut_off_by_the_budget_samples_nothing_yet() -> None:
+    simulation = Simulation(Settings(attention="causal", max_num_batched_tokens=8))
+    simulation.add("whole", [1] * 5, LONG)
+    simulation.add("cut", [2] * 5, LONG)
+    batch = simulation.step()
+    assert batch is not None and [chunk.length for chunk in batch.chunks] == [5, 3]
+    assert [request.request_id for request in batch.requests] == ["whole"]
+    simulation.run()
+    assert all(
+        simulation.tokens_of(name) == expected_answer(prompt, LONG, 64)[0] for name, prompt in (("whole", [1] * 5), ("cut", [2] * 5))
+    )
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_prompt_that_is_taken_back_out_of_a_step_has_sampled_nothing(lag: int) -> None:
+    """Its last piece is planned, then an urgent request needs its row: the plan is undone, also what it would have sampled."""
+    simulation = Simulation(Settings(attention="causal", max_num_seqs=1, max_num_batched_tokens=16, lag=lag))
+    simulation.add("background", [1] * 20, LONG, priority=1)
+    simulation.step()
+    simulation.add("urgent", [2] * 3, SamplingParams(max_tokens=2, ignore_eos=True))
+    batch = simulation.step()
+    assert batch is not None and [request.request_id for request in batch.requests] == ["urgent"]
+    assert simulation.requests["background"].num_in_flight == 0
+    simulation.run()
+    assert simulation.tokens_of("background") == expected_answer([1] * 20, LONG, 64)[0]
 
 
 # --- order ------------------------------------------------------------------------------------------------------------------------
@@ -167,7 +221,8 @@ def test_an_urgent_request_takes_the_row_of_a_background_one(attention: str) -> 
     simulation.step()  # a causal prompt is still being computed here, a context is done
     simulation.add("urgent", prefix_prompt(2), SamplingParams(max_tokens=1))
     for _ in range(4):
-        simulation.step()
+        if not simulation.reasons_of("urgent"):
+            simulation.step()
     assert simulation.reasons_of("urgent") and len(simulation.tokens_of("background")) <= 1
     simulation.run()
     assert simulation.requests["background"].num_preemptions == 1

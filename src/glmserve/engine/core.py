@@ -137,9 +137,8 @@ class EngineCore:
         now = time.monotonic()
         self.account.device.step(*handle.read_time(), collected=now, is_prefill=handle.batch.is_prefill)
         logprobs = {id(request): entry for request, entry in zip(handle.batch.requests, result.logprobs, strict=True) if entry is not None}
-        advanced = self.scheduler.update(handle.batch, result.token_ids) if result.token_ids else []
         outputs = []
-        for request in advanced:
+        for request in self.scheduler.update(handle.batch, result.token_ids):
             if not request.first_token_time:
                 request.first_token_time, request.prefill_seconds_before = now, self.account.device.seconds.prefill
                 request.prefill_tokens_before = self.account.stats.prompt_tokens

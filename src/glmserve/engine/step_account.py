@@ -81,5 +81,5 @@ class StepAccount:
 def cost_of(costs: StepCosts, batch: ScheduledBatch) -> StepCost:
     """Of a step that was just scheduled, so that each request's newest token counts as computed."""
     if batch.is_prefill:
-        return costs.prefill((chunk.start, chunk.length, chunk.causal) for chunk in batch.chunks)
+        return costs.prefill(((chunk.start, chunk.length, chunk.request.context_len) for chunk in batch.chunks), len(batch.requests))
     return costs.decode(len(batch.requests), sum([request.num_computed_tokens for request in batch.requests]))

@@ -1,7 +1,7 @@
-"""Attention of many tokens a sequence over its paged K/V: prompts, contexts and recomputed answers, several sequences a launch.
+"""Attention of many tokens a sequence over its paged K/V: prompts, what follows a context, recomputed answers, several sequences a launch.
 
-Each sequence says for itself whether it is causal: a ChatGLM-6B context is not, everything after `<sop>` is.  Flash attention
-(arXiv 2205.14135) with the keys read through the block table.  Twin: `paged_attention_torch`.
+Each sequence says how long its context is: a ChatGLM-6B context sees all of itself, everything from `<sop>` on is causal.
+Twin: `paged_attention_torch`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from glmserve.kernels.backend import has_large_shared_memory, interpreting, next_power_of_2, tl, triton
+from glmserve.kernels.prefill_keys import attend_keys
 
 
 def paged_prefill_attention(
@@ -18,15 +19,16 @@ def paged_prefill_attention(
     block_tables: torch.Tensor,
     query_starts: torch.Tensor,
     seq_lens: torch.Tensor,
-    causal: torch.Tensor,
+    context_lens: torch.Tensor,
     max_query_len: int,
     scale: float,
 ) -> torch.Tensor:
-    """Attention of the last tokens of each sequence over all its keys.
+    """Attention of the last tokens of each sequence over its keys.
 
     query: [num_tokens, num_heads, head_dim], sequences one after the other; sequence i has queries query_starts[i] to query_starts[i+1],
     the last ones of its seq_lens[i] tokens.  Caches: [num_blocks, block_size, num_kv_heads, head_dim], any strides but a dense last axis.
-    block_tables: int32 [num_seqs, max_blocks]; query_starts: int32 [num_seqs + 1]; seq_lens, causal: int32 [num_seqs].
+    block_tables: int32 [num_seqs, max_blocks]; query_starts: int32 [num_seqs + 1]; seq_lens: int32 [num_seqs]; context_lens: int32
+    [num_seqs], how many of a sequence's first tokens all of its queries see; beyond them each sees those up to itself.
     Returns query's shape.
     """
     num_heads, head_dim = query.shape[1:]
@@ -34,96 +36,52 @@ def paged_prefill_attention(
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both, which saves registers
     out = torch.empty_like(query)
     precise = query.dtype == torch.float32
-    queries = keys = 32 if precise else 64
-    _paged_prefill_kernel[(triton.cdiv(max_query_len, queries), num_heads, seq_lens.shape[0])](
-        query, key_cache, value_cache, block_tables, query_starts, seq_lens, causal, out,
+    tile = 32 if precise else 64
+    _paged_prefill_kernel[(triton.cdiv(max_query_len, tile), num_heads, seq_lens.shape[0])](
+        query, key_cache, value_cache, block_tables, query_starts, seq_lens, context_lens, out,
         scale * 1.4426950408889634, query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         *key_cache.stride()[:3], block_tables.stride(0), num_heads // num_kv_heads,
-        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), BLOCK_SIZE=key_cache.shape[1], QUERIES=queries, KEYS=keys,
-        FLOAT32_DOT=precise or interpreting(), num_warps=4, num_stages=3 if has_large_shared_memory(query.device) else 2,
+        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), BLOCK_SIZE=key_cache.shape[1], TILE=tile,
+        FLOAT32_DOT=precise or interpreting(), ROOM=has_large_shared_memory(query.device), num_warps=4,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _paged_prefill_kernel(
-    query_ptr, key_ptr, value_ptr, table_ptr, query_start_ptr, seq_len_ptr, causal_ptr, out_ptr,
+    query_ptr, key_ptr, value_ptr, table_ptr, query_start_ptr, seq_len_ptr, context_len_ptr, out_ptr,
     scale_log2, query_s0, query_s1, out_s0, out_s1, cache_s0, cache_s1, cache_s2, table_s0, group,
-    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-    FLOAT32_DOT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, FLOAT32_DOT: tl.constexpr,
+    ROOM: tl.constexpr,
 ):  # fmt: skip
     tile, head, seq = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     query_start = tl.load(query_start_ptr + seq)
     query_len = tl.load(query_start_ptr + seq + 1) - query_start
-    if tile * QUERIES >= query_len:
+    if tile * TILE >= query_len:
         return
     seq_len = tl.load(seq_len_ptr + seq)
-    causal = tl.load(causal_ptr + seq)
-    kv_head = head // group
-    row = tile * QUERIES + tl.arange(0, QUERIES)
+    context_len = tl.load(context_len_ptr + seq)
+    row, dim = tile * TILE + tl.arange(0, TILE), tl.arange(0, DIM_BLOCK)
+    first_position = seq_len - query_len + tile * TILE
     position = seq_len - query_len + row  # of each query in its sequence
-    dim = tl.arange(0, DIM_BLOCK)
     row_inside = (row < query_len)[:, None] & (dim < HEAD_DIM)[None, :]
-    query = tl.load(
-        query_ptr + (query_start + row).to(tl.int64)[:, None] * query_s0 + head * query_s1 + dim[None, :], mask=row_inside, other=0.0
-    )
-    best = tl.full([QUERIES], -1e30, tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    mix = tl.zeros([QUERIES, DIM_BLOCK], tl.float32)
-    stop = seq_len
-    unmasked = seq_len // KEYS * KEYS  # every query of the tile sees all keys before this
-    if causal != 0:
-        stop = tl.minimum(seq_len, seq_len - query_len + (tile + 1) * QUERIES)
-        unmasked = (seq_len - query_len + tile * QUERIES + 1) // KEYS * KEYS
-    table_row = table_ptr + seq * table_s0
-    best, total, mix = _attend(
-        query, best, total, mix, 0, unmasked, stop, position, causal, key_ptr, value_ptr, table_row, kv_head, scale_log2,
-        cache_s0, cache_s1, cache_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, False,
+    query_at = query_ptr + (query_start + row).to(tl.int64)[:, None] * query_s0 + head * query_s1 + dim[None, :]
+    query = tl.load(query_at, mask=row_inside, other=0.0)
+    key_at = key_ptr + head // group * cache_s2
+    value_at = value_ptr + head // group * cache_s2
+    table_at = table_ptr + seq * table_s0
+    stop = tl.minimum(seq_len, tl.maximum(context_len, first_position + TILE))
+    seen_by_all = tl.minimum(seq_len, tl.maximum(context_len, first_position + 1)) // TILE * TILE  # in whole tiles: no mask there
+    best = tl.full([TILE], -1e30, tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    mix = tl.zeros([TILE, DIM_BLOCK], tl.float32)
+    best, total, mix = attend_keys(
+        query, best, total, mix, 0, seen_by_all, seq_len, position, context_len, key_at, value_at, cache_s1, table_at, cache_s0, scale_log2,
+        HEAD_DIM, DIM_BLOCK, TILE, BLOCK_SIZE, FLOAT32_DOT, 3 if ROOM else 2, False,
     )  # fmt: skip
-    best, total, mix = _attend(
-        query, best, total, mix, unmasked, stop, stop, position, causal, key_ptr, value_ptr, table_row, kv_head, scale_log2,
-        cache_s0, cache_s1, cache_s2, HEAD_DIM, DIM_BLOCK, BLOCK_SIZE, KEYS, FLOAT32_DOT, True,
+    best, total, mix = attend_keys(
+        query, best, total, mix, seen_by_all, stop, seq_len, position, context_len, key_at, value_at, cache_s1, table_at, cache_s0,
+        scale_log2, HEAD_DIM, DIM_BLOCK, TILE, BLOCK_SIZE, FLOAT32_DOT, 1, True,
     )  # fmt: skip
-    row_out = out_ptr + (query_start + row).to(tl.int64)[:, None] * out_s0 + head * out_s1 + dim[None, :]
-    tl.store(row_out, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)
-
-
-@triton.jit
-def _attend(
-    query, best, total, mix, start, end, stop, position, causal, key_ptr, value_ptr, table_ptr, kv_head, scale_log2,
-    cache_s0, cache_s1, cache_s2, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, FLOAT32_DOT: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    dim = tl.arange(0, DIM_BLOCK)
-    for first in range(start, end, KEYS):
-        token = first + tl.arange(0, KEYS)
-        inside = token < stop
-        block = tl.load(table_ptr + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-        offset = token % BLOCK_SIZE
-        at = (block * cache_s0 + offset * cache_s1 + kv_head * cache_s2)[:, None] + dim[None, :]
-        if MASKED or HEAD_DIM != DIM_BLOCK:
-            loaded = inside[:, None] & (dim < HEAD_DIM)[None, :]
-            key = tl.load(key_ptr + at, mask=loaded, other=0.0)
-            value = tl.load(value_ptr + at, mask=loaded, other=0.0)
-        else:
-            key = tl.load(key_ptr + at)
-            value = tl.load(value_ptr + at)
-        if FLOAT32_DOT:
-            score = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee") * scale_log2
-        else:
-            score = tl.dot(query, tl.trans(key.to(query.dtype))) * scale_log2
-        if MASKED:
-            visible = inside[None, :] & ((causal == 0) | (token[None, :] <= position[:, None]))
-            score = tl.where(visible, score, -1e30)
-        new_best = tl.maximum(best, tl.max(score, axis=1))
-        weight = tl.exp2(score - new_best[:, None])
-        if MASKED:
-            weight = tl.where(visible, weight, 0.0)
-        shrink = tl.exp2(best - new_best)
-        total = total * shrink + tl.sum(weight, axis=1)
-        if FLOAT32_DOT:
-            mix = tl.dot(weight, value.to(tl.float32), mix * shrink[:, None], input_precision="ieee")
-        else:
-            mix = tl.dot(weight.to(query.dtype), value.to(query.dtype), mix * shrink[:, None])
-        best = new_best
-    return best, total, mix
+    out_at = out_ptr + (query_start + row).to(tl.int64)[:, None] * out_s0 + head * out_s1 + dim[None, :]
+    tl.store(out_at, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)

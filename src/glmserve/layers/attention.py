@@ -1,6 +1,8 @@
 """Attention over the paged K/V cache: what a step must know for it, and the choice between CPU and GPU paths.
 
-There is no mask anywhere: a family's contexts are prefilled causally or not (a flag a sequence), and decode is one and the same for all.
+One rule of visibility serves all families: a query at position p sees key k where k < context_len or k <= p.  The context is what comes
+before ChatGLM-6B's `<sop>`, soft tokens included; it is empty in causal families.  In decode, where the query is the newest token, the
+rule says nothing: it sees all.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class HostSequences:
     block_tables: list[list[int]]
     query_lens: list[int]
     seq_lens: list[int]
-    causal: list[bool]
+    context_lens: list[int]
     rectangle: list[DecodeRectangle | None] = field(default_factory=list)  # made by the first layer of a step, for all of them
 
 
@@ -43,8 +45,9 @@ class AttentionMetadata:
     """One step's sequences, on the model's device.
 
     cos, sin: float32 [num_tokens, axes, pairs]; slot_mapping: int64 [num_tokens]; block_tables: int32 [num_seqs, max_blocks];
-    seq_lens: int32 [num_seqs], all tokens up to the newest; query_starts: int32 [num_seqs + 1] and causal: int32 [num_seqs] in prefill
-    steps alone; whole: every sequence of a prefill step starts at its first token, so its keys are all in the step itself.
+    seq_lens: int32 [num_seqs], all tokens up to the newest; in prefill steps alone, query_starts: int32 [num_seqs + 1], and context_lens:
+    int32 [num_seqs], how many first tokens of a sequence all of its queries see; whole: every sequence of a prefill step starts at its
+    first token, so its keys are all in the step itself.
     """
 
     cos: torch.Tensor
@@ -53,10 +56,19 @@ class AttentionMetadata:
     block_tables: torch.Tensor
     seq_lens: torch.Tensor
     query_starts: torch.Tensor | None = None
-    causal: torch.Tensor | None = None
+    context_lens: torch.Tensor | None = None
     max_query_len: int = 1
     whole: bool = False
     host: HostSequences = field(default_factory=lambda: HostSequences([], [], [], []))
+
+
+@dataclass(frozen=True, slots=True)
+class NewestTokens:
+    """The tokens at which a prefill step samples: `rows`, int32 [num_sampling], are their places in the step, and `metadata` is what a
+    decode step of them would have."""
+
+    rows: torch.Tensor
+    metadata: AttentionMetadata
 
 
 def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float) -> torch.Tensor:
@@ -77,15 +89,27 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
     elif decodes:
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
     elif metadata.whole and use_triton(qkv):
-        assert metadata.query_starts is not None and metadata.causal is not None
-        out = dense_prefill_attention(query, key, value, metadata.query_starts, metadata.causal, metadata.max_query_len, scale)
+        assert metadata.query_starts is not None and metadata.context_lens is not None
+        out = dense_prefill_attention(query, key, value, metadata.query_starts, metadata.context_lens, metadata.max_query_len, scale)
     else:
-        assert metadata.query_starts is not None and metadata.causal is not None
+        assert metadata.query_starts is not None and metadata.context_lens is not None
         out = paged_prefill_attention(
-            query, cache.key, cache.value, metadata.block_tables, metadata.query_starts, metadata.seq_lens, metadata.causal,
-            metadata.max_query_len, scale,
+            query, cache.key, cache.value, metadata.block_tables, metadata.query_starts, metadata.seq_lens,
+            metadata.context_lens, metadata.max_query_len, scale,
         )  # fmt: skip
     return out.reshape(out.shape[0], -1)
+
+
+def attention_of_newest(
+    qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, newest: NewestTokens, num_heads: int, scale: float
+) -> torch.Tensor:
+    """Rotate and store all tokens of a prefill step, but attend for its newest ones alone: [num_sampling, num_heads * head_dim].
+
+    qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.
+    """
+    picked = qkv.index_select(0, newest.rows)  # before the rotation, which may be in place and which decoding does itself
+    store_keys_and_values(qkv, cache, metadata, num_heads)
+    return attention(picked, cache, newest.metadata, num_heads, scale)
 
 
 def store_keys_and_values(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:
@@ -100,4 +124,4 @@ def _attention_on_cpu(query: torch.Tensor, cache: LayerCache, metadata: Attentio
             host.rectangle.append(decode_rectangle(cache.key, metadata.block_tables, metadata.seq_lens, query.dtype))
         if host.rectangle[0] is not None:
             return attend_rectangle(query, cache.key, cache.value, host.rectangle[0], scale)
-    return paged_attention_torch(query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.causal, scale)
+    return paged_attention_torch(query, cache.key, cache.value, host.block_tables, host.query_lens, host.seq_lens, host.context_lens, scale)

@@ -66,7 +66,7 @@ def head_bytes(spec: ModelSpec, number_bytes: float) -> float:
 def floor_of(
     workload: Workload, spec: ModelSpec, chip: Chip, *, max_num_seqs: int = 256, weight_bytes: float = 2, kv_bytes: float = 2
 ) -> Floor:
-    """Prefill arithmetic; then for each decode step the larger of reading the weights and computing, plus the K/V of the mean context.
+    """Prefill arithmetic; then for each token of the answers the larger of reading the weights and computing, plus the mean context's K/V.
 
     `weight_bytes` and `kv_bytes` are bytes a number; a quantized matrix of `spec` takes those of its format.  More prompts than
     `max_num_seqs` go in so many waves.
@@ -110,15 +110,21 @@ class StepCosts:
         self._head_bytes = head_bytes
         self._token_bytes = spec.kv_values_per_token * kv_bytes
 
-    def prefill(self, chunks: Iterable[tuple[int, int, bool]]) -> StepCost:
-        """Of a step over pieces of prompts, each (tokens before it, tokens, whether each sees only those before itself)."""
-        tokens, earlier, pairs = 0, 0, 0.0
-        for start, length, causal in chunks:
+    def prefill(self, chunks: Iterable[tuple[int, int, int]], num_sampled: int) -> StepCost:
+        """Of a step over pieces of prompts, each (tokens before it, tokens, how many first tokens of its sequence all of them see).
+
+        At the end of `num_sampled` of them the next token is sampled; where it is none, the matrix that makes logits is not read.
+        """
+        tokens, earlier, pairs = 0, 0, 0
+        for start, length, context_len in chunks:
             tokens += length
             earlier += start
-            pairs += length * (start + (length + 1) / 2 if causal else start + length)
-        flops = self._layer_flops * tokens + self._pair_flops * pairs
-        return StepCost(flops, self._layer_bytes + earlier * self._token_bytes, tokens * self._token_bytes)
+            stop = start + length
+            border = min(max(context_len, start), stop)  # where those begin that see no more than what comes before them
+            pairs += (border - start) * context_len + (border + 1 + stop) * (stop - border) // 2
+        flops = self._layer_flops * tokens + self._head_flops * num_sampled + self._pair_flops * pairs
+        matrix_bytes = self._layer_bytes + (self._head_bytes if num_sampled else 0)
+        return StepCost(flops, matrix_bytes + earlier * self._token_bytes, tokens * self._token_bytes)
 
     def decode(self, num_requests: int, num_context_tokens: int) -> StepCost:
         """Of a step that makes one token for each request; `num_context_tokens` is what they see together, the newest ones included."""

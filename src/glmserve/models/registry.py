@@ -11,7 +11,7 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from glmserve.layers.attention import AttentionMetadata, LayerCache
+from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantized_linear import QuantizedLinear
 from glmserve.layers.rotary import RotaryTable
@@ -47,8 +47,10 @@ class Model(Protocol):
     def __call__(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
         """Hidden states [num_tokens, hidden_size] of a step."""
 
-    def prefill(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> None:
-        """Store the K and V of a step that samples nothing."""
+    def prefill(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache], newest: NewestTokens | None
+    ) -> torch.Tensor | None:
+        """Store the K and V of a prefill step; hidden states [num_sampling, hidden_size] of the newest tokens where it samples."""
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""

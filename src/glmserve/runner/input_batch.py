@@ -18,10 +18,11 @@ _NUM_BUFFERS = 3  # one being filled, one on its way, one being read by the step
 
 @dataclass(frozen=True, slots=True)
 class PrefillInputs:
-    """token_ids: int64 [num_tokens], and how they attend."""
+    """token_ids: int64 [num_tokens], and how they attend; last_rows: int32 [num_chunks], where each chunk's last token is among them."""
 
     token_ids: torch.Tensor
     metadata: AttentionMetadata
+    last_rows: torch.Tensor
 
 
 def prefill_inputs(
@@ -38,12 +39,13 @@ def prefill_inputs(
     query_lens = [chunk.length for chunk in chunks]
     seq_lens = [num_soft_tokens + chunk.start + chunk.length for chunk in chunks]
     tables = [chunk.request.block_ids for chunk in chunks]
-    causal = [chunk.causal for chunk in chunks]
+    context_lens = [num_soft_tokens + chunk.request.context_len for chunk in chunks]
     width = max(len(table) for table in tables)
 
     def send(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
+    query_starts = send(np.cumsum([0, *query_lens], dtype=np.int32))
     cos, sin = rotary.lookup(send(np.concatenate(positions, axis=1)[:axes].T.astype(np.int64)))
     metadata = AttentionMetadata(
         cos=cos,
@@ -51,13 +53,13 @@ def prefill_inputs(
         slot_mapping=send(np.concatenate(slots).astype(np.int64)),
         block_tables=send(np.array([table + [0] * (width - len(table)) for table in tables], dtype=np.int32)),
         seq_lens=send(np.array(seq_lens, dtype=np.int32)),
-        query_starts=send(np.cumsum([0, *query_lens], dtype=np.int32)),
-        causal=send(np.array(causal, dtype=np.int32)),
+        query_starts=query_starts,
+        context_lens=send(np.array(context_lens, dtype=np.int32)),
         max_query_len=max(query_lens),
         whole=query_lens == seq_lens,
-        host=HostSequences(tables, query_lens, seq_lens, causal),
+        host=HostSequences(tables, query_lens, seq_lens, context_lens),
     )
-    return PrefillInputs(send(np.concatenate(token_ids).astype(np.int64)), metadata)
+    return PrefillInputs(send(np.concatenate(token_ids).astype(np.int64)), metadata, query_starts[1:] - 1)
 
 
 def _positions(request: Request, index: np.ndarray) -> np.ndarray:
@@ -71,6 +73,8 @@ def _positions(request: Request, index: np.ndarray) -> np.ndarray:
 
 class DecodeInputs:
     """The newest token of up to `max_num_seqs` requests, in buffers whose addresses never change, so that CUDA graphs can hold them.
+
+    A decode step computes these tokens; a prefill step that samples has them among others.
 
     One row is NUM_FIELDS numbers and the block table: [max_num_seqs, NUM_FIELDS + max_blocks] int32.  Unused rows keep sequence length 0
     and point at the null block and at a spare persistent row.
@@ -108,7 +112,7 @@ class DecodeInputs:
         array[len(requests) : num_rows, :NUM_FIELDS] = (0, self.max_num_seqs, 0, 0, 0, 0)
         self.packed[:num_rows].copy_(host[:num_rows], non_blocking=True)
         ones = [1] * len(requests)
-        return HostSequences([request.block_ids for request in requests], ones, seq_lens, [True] * len(requests))
+        return HostSequences([request.block_ids for request in requests], ones, seq_lens, [0] * len(requests))
 
     def unpack(self, num_rows: int, rotary: RotaryTable, axes: int, host: HostSequences | None) -> tuple[torch.Tensor, AttentionMetadata]:
         """Token ids [num_rows] and metadata of the first rows, computed on the device (also inside a CUDA graph)."""
@@ -125,5 +129,5 @@ class DecodeInputs:
         return rows.token_ids, metadata
 
     def keep(self, token_ids: torch.Tensor) -> None:
-        """Remember what each row sampled, for its request's next step.  token_ids: int64 [number of requests]."""
+        """Remember what each row that was filled last sampled, for its request's next step.  token_ids: int64 [number of requests]."""
         remember_ids(self.packed, token_ids, self.last_token_ids)

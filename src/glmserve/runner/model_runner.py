@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from glmserve.layers.attention import NewestTokens
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.messages import TokenLogprobs
@@ -20,7 +21,7 @@ from glmserve.scheduler.request import Request
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sampled ids of a decode step and, for those requests that asked, their log probabilities."""
+    """The ids that a step sampled and, for those requests that asked, their log probabilities."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
@@ -40,7 +41,7 @@ class StepHandle:
         clock.end(marks)
 
     def wait(self) -> StepResult:
-        """Block until the step has run.  A prefill step has no tokens."""
+        """Block until the step has run.  A prefill step that reached no newest token has no tokens."""
         self._clock.wait(self._marks)
         sampled = self._sampled
         if sampled is None:
@@ -75,14 +76,9 @@ class ModelRunner:
         """Launch one step.  On a GPU this returns before the step has run."""
         if batch.block_copies:
             self.pool.copy_blocks(batch.block_copies)
-        if batch.is_prefill:
-            inputs = prefill_inputs(
-                batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device, self.spec.num_soft_tokens
-            )
-            marks = self.clock.begin()
-            self.model.prefill(inputs.token_ids, inputs.metadata, self.pool.caches)
+        logits, marks = self._prefill(batch) if batch.is_prefill else self._logits(batch.requests)
+        if logits is None:
             return StepHandle(batch, None, self.on_gpu, self.clock, marks)
-        logits, marks = self._logits(batch.requests)
         self.clock.begin_sampling(marks)
         sampled = self.sampler.sample(logits, batch.requests)
         self.inputs.keep(sampled.token_ids)
@@ -94,6 +90,18 @@ class ModelRunner:
         if self.graphs is not None:
             for size in sizes:
                 self.graphs.capture(self.graphs.size_for(size))
+
+    def _prefill(self, batch: ScheduledBatch) -> tuple[torch.Tensor | None, StepMarks]:
+        inputs = prefill_inputs(batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device, self.spec.num_soft_tokens)
+        count = len(batch.requests)
+        host = self.inputs.fill(batch.requests, count) if count else None
+        marks = self.clock.begin()
+        newest = None
+        if host is not None:
+            _, metadata = self.inputs.unpack(count, self.model.rotary, self.axes, host)
+            newest = NewestTokens(inputs.last_rows[:count], metadata)
+        hidden = self.model.prefill(inputs.token_ids, inputs.metadata, self.pool.caches, newest)
+        return None if hidden is None else self.model.logits(hidden), marks
 
     def _logits(self, requests: list[Request]) -> tuple[torch.Tensor, StepMarks]:
         count = len(requests)

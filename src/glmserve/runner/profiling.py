@@ -42,7 +42,7 @@ def _full_prefill(
         block_tables=torch.zeros((num_seqs, -(-max(query_lens) // block_size)), dtype=torch.int32, device=device),
         seq_lens=torch.tensor(query_lens, dtype=torch.int32, device=device),
         query_starts=torch.tensor([0, *query_lens], device=device).cumsum(0).int(),
-        causal=torch.zeros(num_seqs, dtype=torch.int32, device=device),
+        context_lens=torch.tensor(query_lens, dtype=torch.int32, device=device),
         max_query_len=max(query_lens),
         whole=True,
     )

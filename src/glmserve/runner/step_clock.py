@@ -23,7 +23,7 @@ class StepTime(NamedTuple):
 
 @dataclass(slots=True)
 class StepMarks:
-    """Points on the device's timeline; what they are is the marker's business.  `sampling` is None for a step over prompts."""
+    """Points on the device's timeline; what they are is the marker's business.  `sampling` is None for a step that samples nothing."""
 
     launched: float
     begin: Any

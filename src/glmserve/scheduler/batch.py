@@ -1,4 +1,7 @@
-"""What one step computes: either pieces of prompts or the newest token of each running request, never both."""
+"""What one step computes: either pieces of prompts or the newest token of each running request, never both.
+
+Either kind samples a token for each request whose newest token it computes.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,20 @@ from glmserve.scheduler.request import Request
 class PrefillChunk:
     """Tokens [start, start + length) of a request, given that K/V of all tokens before `start` are in the pool.
 
-    `causal` is False for the context of a prefix model, where each token sees the whole chunk; `start` is then 0.
+    What they see is the request's: all of its context, and beyond that what comes before them.  A context is never split.
     """
 
     request: Request
     start: int
     length: int
-    causal: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
-    """One step.  A prefill step has `chunks` and samples nothing; a decode step has `requests` and samples one token each.
+    """One step.  `requests` are those that it samples one token each for.
 
+    A decode step has `requests` alone and computes the newest token of each.  A prefill step has `chunks`, and its `requests`, in the same
+    order, are those of the first chunks: where a chunk ends before its request's newest token the budget is used up, so it is the last.
     `block_copies` are (source, destination) blocks to copy before anything is computed.
     """
 

@@ -71,7 +71,7 @@ class Request:
 
     @property
     def ready_to_decode(self) -> bool:
-        """Only the newest token is left to compute: the next step samples."""
+        """Only the newest token is left to compute."""
         return self.num_computed_tokens == self.num_tokens - 1
 
     @property

@@ -3,7 +3,8 @@
 Order of service is a *virtual arrival*: arrival time plus `aging_seconds` for each priority class.  A lower class runs first, but a
 request that has waited long enough comes before newer ones of a better class, so nothing starves.
 Prefill and decode steps are separate, and alternate while there is work for both: a burst of prompts delays running streams by one
-prefill step at a time, and running streams never keep a prompt waiting for more than one decode step.
+prefill step at a time, and running streams never keep a prompt waiting for more than one decode step.  A prefill step samples the next
+token of each request whose newest token it reaches; where the newest token alone is left, that is a decode step's.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Scheduler:
         return batch
 
     def update(self, batch: ScheduledBatch, sampled_token_ids: list[int]) -> list[Request]:
-        """Take the ids a decode step sampled, -1 where the logits were not numbers.  Returns the requests that got a token.
+        """Take the ids a step sampled, -1 where the logits were not numbers.  Returns the requests that got a token.
 
         A request that ended meanwhile is passed over: its last step was computed before the host knew.
         """
@@ -111,7 +112,11 @@ class Scheduler:
         self._admit(budget, chunks)
         for chunk in chunks:
             self.kv_cache.remember_computed(chunk.request)
-        return ScheduledBatch(chunks=chunks, block_copies=self.kv_cache.take_block_copies()) if chunks else None
+        # Only now that the plan is final: until here a chunk may have been dropped for a request of a better class.
+        sampling = [chunk.request for chunk in chunks if chunk.request.num_computed_tokens == chunk.request.num_tokens]
+        for request in sampling:
+            request.num_in_flight += 1
+        return ScheduledBatch(chunks, sampling, self.kv_cache.take_block_copies()) if chunks else None
 
     def _admit(self, budget: int, chunks: list[PrefillChunk]) -> None:
         postponed = []
@@ -181,19 +186,15 @@ class Scheduler:
         self._last_wait = (self.clock(), last)
 
     def _add_chunk(self, request: Request, budget: int, chunks: list[PrefillChunk]) -> int:
-        start, end = request.num_computed_tokens, request.num_tokens - 1  # the newest token is for the decode step
-        if start >= end:
+        start, context_len = request.num_computed_tokens, request.context_len
+        if request.ready_to_decode:
             return budget
-        in_context = start < request.context_len
-        if in_context:
-            end = request.context_len
-            if chunks and end > budget:  # never split; alone it may exceed the budget
-                return budget
-        else:
-            end = min(end, start + budget)
+        if start < context_len and chunks and context_len > budget:  # a context is never split; alone it may exceed the budget
+            return budget
+        end = min(request.num_tokens, max(context_len, start + budget))
         if end <= start:
             return budget
-        chunks.append(PrefillChunk(request, start, end - start, causal=not in_context))
+        chunks.append(PrefillChunk(request, start, end - start))
         request.num_computed_tokens = end
         return budget - (end - start)
 
@@ -211,7 +212,7 @@ class Scheduler:
         return ScheduledBatch(requests=scheduled, block_copies=self.kv_cache.take_block_copies()) if scheduled else None
 
     def _preempt(self, request: Request) -> None:
-        """Push a running request back; what it has generated so far is recomputed causally, its context as a context."""
+        """Push a running request back; its context and what it has generated so far are recomputed, with the border where it was."""
         self._stop_running(request)
         request.num_computed_tokens = 0
         request.num_preemptions += 1

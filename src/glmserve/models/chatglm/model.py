@@ -1,6 +1,6 @@
 """ChatGLM-6B, first generation, in torch.  Source: modeling_chatglm.py of THUDM/chatglm-6b, revision 8b7d335; facts in docs/models.md.
 
-Prefix LM without a mask: the context is prefilled non-causally, `<sop>` and all after it are decode steps (or a causal chunk).
+Prefix LM: the tokens before `<sop>` (the context) are seen by all, what follows is causal.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glmserve.kernels.norm import Summands, residual_layer_norm
-from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
+from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
 from glmserve.layers.quantized_linear import make_linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.chatglm.prefix_encoder import PrefixEncoder
@@ -44,12 +44,22 @@ class ChatGLM(nn.Module):
         hidden: torch.Tensor = self.final_layernorm(x, residual)
         return hidden
 
-    def prefill(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> None:
-        """Store K and V of a step that samples nothing: the last layer stops where its K and V are made."""
+    def prefill(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache], newest: NewestTokens | None
+    ) -> torch.Tensor | None:
+        """Store K and V of all tokens; normalised hidden states [num_sampling, hidden_size] of the newest ones, if any.
+
+        Nothing else reads what the last layer makes of a token, so beyond K and V it computes the newest alone.
+        """
         x, residual = F.embedding(token_ids, self.word_embeddings), None
         for layer, cache in zip(self.layers[:-1], caches[:-1], strict=True):
             x, residual = layer(x, residual, metadata, cache)
-        self.layers[-1].store(x, residual, metadata, caches[-1])  # type: ignore[operator]
+        last: Block = self.layers[-1]  # type: ignore[assignment]
+        if newest is None:
+            last.store(x, residual, metadata, caches[-1])
+            return None
+        hidden: torch.Tensor = self.final_layernorm(*last.finish(x, residual, metadata, caches[-1], newest))
+        return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
@@ -101,13 +111,28 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         """x, residual: [num_tokens, hidden_size]; x may still be the summands of a product."""
         a = self.input_layernorm(x, residual)
-        mixed = attention(self._qkv(a), cache, metadata, self.num_heads, self.head_dim**-0.5)
-        b = self.post_attention_layernorm(self.dense.summands(mixed), a)
-        return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(b)), b
+        return self._after_attention(attention(self._qkv(a), cache, metadata, self.num_heads, self.head_dim**-0.5), a)
+
+    def finish(
+        self,
+        x: torch.Tensor | Summands,
+        residual: torch.Tensor | None,
+        metadata: AttentionMetadata,
+        cache: LayerCache,
+        newest: NewestTokens,
+    ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
+        """`forward` for the newest tokens alone, [num_sampling, hidden_size] each; K and V of all are stored."""
+        a = self.input_layernorm(x, residual)
+        mixed = attention_of_newest(self._qkv(a), cache, metadata, newest, self.num_heads, self.head_dim**-0.5)
+        return self._after_attention(mixed, a.index_select(0, newest.rows))
 
     def store(self, x: torch.Tensor | Summands, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
         store_keys_and_values(self._qkv(self.input_layernorm(x, residual)), cache, metadata, self.num_heads)
+
+    def _after_attention(self, mixed: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor | Summands, torch.Tensor]:
+        b = self.post_attention_layernorm(self.dense.summands(mixed), a)
+        return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(b)), b
 
     def _qkv(self, a: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size] -> [num_tokens, 3 * num_heads, head_dim]."""

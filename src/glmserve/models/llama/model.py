@@ -8,7 +8,7 @@ from torch import nn
 
 from glmserve.kernels.activation import silu_and_mul
 from glmserve.kernels.norm import residual_rms_norm
-from glmserve.layers.attention import AttentionMetadata, LayerCache, attention, store_keys_and_values
+from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
 from glmserve.layers.quantized_linear import make_linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.registry import Target
@@ -36,12 +36,22 @@ class Llama(nn.Module):
         hidden: torch.Tensor = self.norm(x, residual)[0]
         return hidden
 
-    def prefill(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> None:
-        """Store K and V of a step that samples nothing: the last layer stops where its K and V are made."""
+    def prefill(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache], newest: NewestTokens | None
+    ) -> torch.Tensor | None:
+        """Store K and V of all tokens; normalised hidden states [num_sampling, hidden_size] of the newest ones, if any.
+
+        Nothing else reads what the last layer makes of a token, so beyond K and V it computes the newest alone.
+        """
         x, residual = F.embedding(token_ids, self.embed_tokens), None
         for layer, cache in zip(self.layers[:-1], caches[:-1], strict=True):
             x, residual = layer(x, residual, metadata, cache)
-        self.layers[-1].store(x, residual, metadata, caches[-1])  # type: ignore[operator]
+        last: Block = self.layers[-1]  # type: ignore[assignment]
+        if newest is None:
+            last.store(x, residual, metadata, caches[-1])
+            return None
+        hidden: torch.Tensor = self.norm(*last.finish(x, residual, metadata, caches[-1], newest))[0]
+        return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
@@ -94,13 +104,23 @@ class Block(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x, residual: [num_tokens, hidden_size]."""
         normed, residual = self.input_layernorm(x, residual)
-        mixed = attention(self._qkv(normed), cache, metadata, self.num_heads, self.head_dim**-0.5)
-        normed, residual = self.post_attention_layernorm(self.o_proj(mixed), residual)
-        return self.down_proj(silu_and_mul(self.gate_up_proj(normed))), residual
+        return self._after_attention(attention(self._qkv(normed), cache, metadata, self.num_heads, self.head_dim**-0.5), residual)
+
+    def finish(
+        self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache, newest: NewestTokens
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`forward` for the newest tokens alone, [num_sampling, hidden_size] each; K and V of all are stored."""
+        normed, residual = self.input_layernorm(x, residual)
+        mixed = attention_of_newest(self._qkv(normed), cache, metadata, newest, self.num_heads, self.head_dim**-0.5)
+        return self._after_attention(mixed, residual.index_select(0, newest.rows))
 
     def store(self, x: torch.Tensor, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
         store_keys_and_values(self._qkv(self.input_layernorm(x, residual)[0]), cache, metadata, self.num_heads)
+
+    def _after_attention(self, mixed: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        normed, residual = self.post_attention_layernorm(self.o_proj(mixed), residual)
+        return self.down_proj(silu_and_mul(self.gate_up_proj(normed))), residual
 
     def _qkv(self, normed: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size] -> [num_tokens, num_heads + 2 * num_kv_heads, head_dim]."""
