@@ -92,6 +92,7 @@ def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
     for splits in (1, None):
         for heads, dim in ((32, 128), (4, 16)):
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
+        cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], 32, 128, 2, 16, by_head, splits, fp8, rounds=True)
         cases.check_decode(on, [1, 17, 65, 257], 9, 3, 64, 16, by_head, splits, fp8)
     cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [2, 0, 0, 64], 32, 32, 128, by_head, fp8)
 
@@ -130,3 +131,16 @@ def test_summed_layer_norm(dtype: torch.dtype, num_parts: int, num_tokens: int, 
 @pytest.mark.parametrize("rows,width", [(1, 64), (300, 4096), (257, 16384)])
 def test_scaled_rows(dtype: torch.dtype, rows: int, width: int) -> None:
     cases.check_scaled_rows(Device("cuda", dtype, seed=width), rows, width)
+
+
+@pytest.mark.parametrize("num_parts,num_tokens,hidden_size", [(1, 300, 4096), (4, 64, 4096), (2, 7, 100)])
+def test_scaled_layer_norm(dtype: torch.dtype, num_parts: int, num_tokens: int, hidden_size: int) -> None:
+    cases.check_scaled_layer_norm(Device("cuda", dtype, seed=num_parts), num_parts, num_tokens, hidden_size)
+
+
+@pytest.mark.parametrize("rows", [2, 16, 17, 33, 64])
+@pytest.mark.parametrize("in_features,out_features", [(4096, 12288), (4096, 4096), (16384, 4096), (4096, 130528), (128, 70)])
+def test_scaled_few_rows(dtype: torch.dtype, rows: int, in_features: int, out_features: int) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("8-bit floats came with sm_89")
+    cases.check_scaled_few_rows(Device("cuda", dtype, seed=rows), rows, in_features, out_features)

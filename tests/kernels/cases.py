@@ -20,11 +20,16 @@ from glmserve.kernels import (
     paged_prefill,
     quantized_linear,
     rotary_store,
+    scaled_few_rows,
     scaled_rows,
 )
 
 # ||out - twin|| / ||twin||; NaN never passes
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+_ROUNDED_BOUND = {
+    "cpu": 0.12,
+    "cuda": 1e-2,
+}  # a level may differ where a quotient lies between two; the interpreter cuts where a GPU rounds
 FP8_TOLERANCE = 1e-2  # of what a kernel stored in fp8, and of what it makes of that
 
 
@@ -112,8 +117,9 @@ def check_few_rows_linear(on: Device, rows: int, in_features: int, out_features:
     product = x.float() @ plain.t()
     whole = product + bias.float() if bias is not None else product
     reference = activation.gelu_tanh_torch(whole) if extras else whole
-    assert_close(few_rows_linear.few_rows_linear(x, weight, scale, bias, gelu=extras), reference, on.dtype)
-    assert_close(few_rows_linear.few_rows_parts(x, weight, scale).float().sum(dim=0), product, on.dtype)
+    if weight_format != "fp8":
+        assert_close(few_rows_linear.few_rows_linear(x, weight, scale, bias, gelu=extras), reference, on.dtype)
+        assert_close(few_rows_linear.few_rows_parts(x, weight, scale).float().sum(dim=0), product, on.dtype)
     if rows == 1:
         assert_close(one_row_linear.one_row_linear(x, weight, scale, bias, gelu=extras), reference, on.dtype)
 
@@ -161,8 +167,36 @@ def check_summed_layer_norm(on: Device, num_parts: int, num_tokens: int, hidden_
     assert_close(norm.residual_layer_norm_triton(*arguments), norm.residual_layer_norm_torch(*arguments), on.dtype)
 
 
+def check_scaled_layer_norm(on: Device, num_parts: int, num_tokens: int, hidden_size: int) -> None:
+    """A LayerNorm that rounds its rows for the next product too."""
+    given = norm.Summands(on.randn(num_parts, num_tokens, hidden_size), on.randn(hidden_size))
+    arguments = (given, on.randn(num_tokens, hidden_size), 7.48, on.randn(hidden_size), on.randn(hidden_size), 1e-5)
+    out, rounded = norm.residual_layer_norm_scaled(*arguments)
+    reference, rounded_reference = norm.residual_layer_norm_scaled_torch(*arguments)
+    assert_close(out, reference, on.dtype)
+    assert_close(rounded.scale, rounded_reference.scale, torch.float16)
+    assert relative_error(rounded.numbers(), rounded_reference.numbers()) <= _ROUNDED_BOUND[on.name]
+
+
+def check_scaled_few_rows(on: Device, rows: int, in_features: int, out_features: int) -> None:
+    """fp8 times fp8, with scales by row and by tile, as a product, as summands and with GELU."""
+    weight, scale = packed_weight(on, "fp8", out_features, in_features)
+    bias, x = on.randn(out_features), on.randn(rows, in_features) * on.randn(1, in_features).abs()
+    for given in (scaled_rows.scale_rows_torch(x), scaled_rows.scale_tiles_torch(x)):
+        product = scaled_few_rows.scaled_few_rows_torch(given, weight, scale, None)
+        for with_bias in (None, bias):
+            reference = product if with_bias is None else product + bias.float()
+            assert_close(scaled_few_rows.scaled_few_rows(given, weight, scale, with_bias, on.dtype), reference, on.dtype)
+        assert_close(scaled_few_rows.scaled_few_rows_parts(given, weight, scale).sum(dim=0), product, torch.float16)
+        if out_features % scaled_rows.TILE == 0:
+            out = scaled_few_rows.scaled_few_rows_gelu(given, weight, scale, bias)
+            rounded = scaled_rows.scale_tiles_torch(scaled_few_rows.scaled_few_rows_torch(given, weight, scale, bias, gelu=True))
+            assert_close(out.scale, rounded.scale, torch.bfloat16)
+            assert relative_error(out.numbers(), rounded.numbers()) <= _ROUNDED_BOUND[on.name]
+
+
 def check_scaled_rows(on: Device, rows: int, width: int) -> None:
-    """Rounding to 8-bit floats and what finishes a product of them; a level may differ where a quotient lies between two."""
+    """Rounding to 8-bit floats and what finishes a product of them."""
     x, bias = on.randn(rows, width) * 3, on.randn(width)
     row_scale, column_scale = on.randn(rows, dtype=torch.float32).abs(), on.randn(width, dtype=torch.float32)
     pairs = [
@@ -171,8 +205,7 @@ def check_scaled_rows(on: Device, rows: int, width: int) -> None:
     ]
     for out, reference in pairs:
         assert_close(out.scale, reference.scale, torch.float16)
-        bound = 0.12 if on.name == "cpu" else 1e-2  # the interpreter cuts where a GPU rounds
-        assert relative_error(out.values.float() * out.scale[:, None], reference.values.float() * reference.scale[:, None]) < bound
+        assert relative_error(out.numbers(), reference.numbers()) <= _ROUNDED_BOUND[on.name]
     for given in (bias, None):
         out_rows = scaled_rows.finish(x, row_scale, column_scale, given, on.dtype)
         assert_close(out_rows, scaled_rows.finish_torch(x, row_scale, column_scale, given, on.dtype), on.dtype)
@@ -231,7 +264,7 @@ def check_decode(
 
 def check_full_heads_decode(
     on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool, splits: int | None,
-    cache_dtype: torch.dtype | None = None,
+    cache_dtype: torch.dtype | None = None, rounds: bool = False,
 ) -> None:  # fmt: skip
     """Sequence length 0 is an unused row: its output is not looked at."""
     tables, num_blocks = _tables(on, seq_lens, block_size)
@@ -250,8 +283,13 @@ def check_full_heads_decode(
     reference = paged_attention.paged_attention_torch(
         rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [0] * len(used), dim**-0.5
     )
-    out = full_heads_decode.full_heads_decode(qkv, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, splits)
-    if cache_dtype is None:
+    reference = reference.flatten(1)
+    out = full_heads_decode.full_heads_decode(qkv, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, splits, rounds)
+    if isinstance(out, scaled_rows.ScaledRows):
+        rounded = scaled_rows.scale_tiles_torch(reference)
+        assert_close(out.scale[used], rounded.scale, torch.bfloat16)
+        assert relative_error(out.numbers()[used], rounded.numbers()) <= _ROUNDED_BOUND[on.name]
+    elif cache_dtype is None:
         assert_close(out[used], reference, on.dtype)
     else:  # the newest key may be rounded to a neighbouring level
         assert relative_error(out[used], reference) <= FP8_TOLERANCE

@@ -53,11 +53,17 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "summed_layer_norm":
             cases.check_summed_layer_norm(on, 4, 3, 96, scaled=by_head)
             cases.check_summed_layer_norm(on, 1, 2, 64, scaled=not by_head)
+        case "scaled_layer_norm":
+            cases.check_scaled_layer_norm(on, 3, 3, 96)
+        case "scaled_few_rows":
+            cases.check_scaled_few_rows(on, 3, 256, 70)
+            cases.check_scaled_few_rows(on, 17, 1024, 128)
         case "scaled_rows":
             cases.check_scaled_rows(on, 3, 100)
         case "full_heads_decode":
             cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=1)
             cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=1)
+            cases.check_full_heads_decode(on, [1, 17, 0], 2, 128, 2, 16, by_head, splits=1, rounds=True)
         case "full_heads_decode_split":
             cases.check_full_heads_decode(on, [1, 0, 130, 260], 2, 24, 1, 16, by_head, splits=3)
         case "decode_grouped":

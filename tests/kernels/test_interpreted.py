@@ -21,6 +21,8 @@ CASES = [
     "dequantize",
     "greedy",
     "summed_layer_norm",
+    "scaled_layer_norm",
+    "scaled_few_rows",
     "scaled_rows",
     "full_heads_decode",
     "full_heads_decode_split",

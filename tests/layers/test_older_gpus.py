@@ -44,7 +44,7 @@ def test_only_hopper_starts_kernels_early(chip: str) -> None:
     assert backend.early_start(rows(1)).get("launch_pdl", False) is (chip == "H100")
 
 
-@pytest.mark.parametrize("form", range(4))
+@pytest.mark.parametrize("form", [0, 2, 3])
 @pytest.mark.parametrize("count", [2, 16, 17, 64])
 def test_tiles_fit_into_shared_memory(chip: str, form: int, count: int) -> None:
     outputs, columns, stages = few_rows_linear._tile(form, count, 4096, torch.device("cuda", 0))
@@ -53,11 +53,19 @@ def test_tiles_fit_into_shared_memory(chip: str, form: int, count: int) -> None:
     assert stages * (weight_bytes + row_bytes) < CHIPS[chip][1]
 
 
-def test_many_rows_of_fp8_multiply_only_where_the_matrix_units_take_them(chip: str) -> None:
-    layer = QuantizedLinear(4096, 4096, "fp8")
+def test_rows_of_fp8_multiply_only_where_the_matrix_units_take_them(chip: str) -> None:
+    layer, device = QuantizedLinear(4096, 4096, "fp8"), torch.device("cuda", 0)
+    takes = chip in ("RTX 4090", "H100")
     assert layer.way(rows(1)) == "one_row"
-    assert layer.way(rows(8)) == "few_rows"
-    assert layer.way(rows(256)) == ("scaled" if chip in ("RTX 4090", "H100") else "dequantized")
+    assert layer.way(rows(8)) == layer.way(rows(256)) == ("scaled" if takes else "dequantized")
+    assert [layer.takes_scaled(count, device) for count in (1, 2, 64, 65)] == [False, takes, takes, takes]
+    assert [layer.takes_tiles(count, device) for count in (1, 2, 64, 65)] == [False, takes, takes, False]
+
+
+def test_fp8_with_columns_that_are_no_whole_tiles_is_multiplied_by_torch(chip: str) -> None:
+    layer, device = QuantizedLinear(80, 64, "fp8"), torch.device("cuda", 0)
+    assert layer.takes_scaled(8, device) is (chip in ("RTX 4090", "H100"))
+    assert not layer.takes_tiles(8, device)
 
 
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])

@@ -1,4 +1,4 @@
-"""The matrix product of up to 64 rows with a weight in any format: decode, where all that counts is how fast the weight arrives.
+"""The matrix product of up to 64 rows with a weight of 16 bits, int8 or int4: decode, where all that counts is how fast the weight arrives.
 
 A program owns some outputs and streams their weights through shared memory into the matrix units, the rows being the narrow side.  Where
 that gives too few programs to fill the chip, the columns are split too, and the parts, in float32, are left to the LayerNorm that reads
@@ -23,9 +23,9 @@ from glmserve.kernels.backend import (
     triton,
     use_triton,
 )
-from glmserve.kernels.packed_levels import FP8, INT4, INT8, PLAIN, format_of, levels_of_bytes, levels_of_nibbles, loadable
+from glmserve.kernels.packed_levels import FP8, INT8, PLAIN, format_of, levels_of_bytes, levels_of_nibbles
 
-_MOST_ROWS = {PLAIN: 64, FP8: 32, INT8: 64, INT4: 64}  # beyond, a library's product is faster
+_MOST_ROWS = 64  # beyond, a library's product is faster
 _PROGRAMS_WANTED = 192
 _MAX_SPLITS = 8
 _BLOCK = 1024
@@ -34,7 +34,7 @@ _BLOCK = 1024
 def serves_few_rows(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> bool:
     """Whether `few_rows_linear` serves this product: few rows, half precision, on a GPU, columns in whole tiles."""
     half = x.dtype in (torch.float16, torch.bfloat16) and (scale is not None or weight.dtype == x.dtype)
-    few = x.shape[0] <= _MOST_ROWS[format_of(weight, scale)] and weight.shape[1] % 32 == 0
+    few = x.shape[0] <= _MOST_ROWS and weight.shape[1] % 32 == 0 and format_of(weight, scale) != FP8
     return (use_triton(x) if scale is None else on_gpu(x)) and half and few
 
 
@@ -68,7 +68,7 @@ def _launch(
     if form != PLAIN and x.dtype != torch.float16:
         x = _as_half(x)
     _few_rows_kernel[(triton.cdiv(out_features, outputs), splits)](
-        x, loadable(weight), weight if scale is None else scale, weight if bias is None else bias, out, rows, out_features,
+        x, weight, weight if scale is None else scale, weight if bias is None else bias, out, rows, out_features,
         IN_FEATURES=in_features, SPAN=span, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=outputs, COLUMNS=columns, STAGES=stages,
         FORMAT=form, HAS_BIAS=bias is not None, GELU=gelu, PLAIN_STEPS=interpreting(), num_warps=4, **early_start(x),
     )  # fmt: skip
@@ -77,7 +77,7 @@ def _launch(
 
 def _tile(form: int, rows: int, span: int, device: torch.device) -> tuple[int, int, int]:
     """(outputs, columns, stages) of a program's tile: the fastest on an H200, smaller where shared memory is."""
-    narrow = form in (FP8, INT8) and rows <= 16
+    narrow = form == INT8 and rows <= 16
     outputs, columns, stages = (32, 256, 3) if narrow else (64, 128, 4 if rows <= 16 or form != PLAIN else 3)
     if not has_large_shared_memory(device):
         columns, stages = min(columns, 64), 3

@@ -73,7 +73,7 @@ def _one_row_packed_kernel(
 def _products(words, x_at, WORDS: tl.constexpr, FORMAT: tl.constexpr, BFLOAT16: tl.constexpr, PLAIN_STEPS: tl.constexpr):
     """Sum over the loaded words, float32 [OUTPUTS], of a row made smaller: by 16 for levels up to 8, by 256 for those up to 448.
 
-    x_at: where the numbers for each word's first levels lie, as words of two numbers.  Those for the high nibbles of int4 lie half a row on.
+    x_at: where the numbers for each word's first levels lie, as words of two numbers; those for int4's high nibbles lie half a row on.
     """
     SHRINK: tl.constexpr = 1.0 / 16 if FORMAT == 3 else 1.0 / 256
     first, second = _pair(tl.load(x_at), SHRINK, BFLOAT16, PLAIN_STEPS), _pair(tl.load(x_at + 1), SHRINK, BFLOAT16, PLAIN_STEPS)

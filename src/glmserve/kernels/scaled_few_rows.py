@@ -19,9 +19,9 @@ _MAX_SPLITS = 4
 _STAGES = 4
 
 
-def serves_scaled_few_rows(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `scaled_few_rows` serves as many rows as `x` has."""
-    return 1 < x.shape[0] <= _MOST_ROWS and weight.shape[1] % TILE == 0 and weight.dtype == torch.float8_e4m3fn
+def serves_scaled_few_rows(num_rows: int, weight: torch.Tensor) -> bool:
+    """Whether these kernels serve so many rows."""
+    return 1 < num_rows <= _MOST_ROWS and weight.shape[1] % TILE == 0
 
 
 def scaled_few_rows(
@@ -35,12 +35,12 @@ def scaled_few_rows(
     return _launch(x, weight, scale, bias, out, None)[0]
 
 
-def scaled_few_rows_parts(x: ScaledRows, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x W^T as summands [parts, rows, out_features] for a LayerNorm that adds them up: float32 where there are several."""
+def scaled_few_rows_parts(x: ScaledRows, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x W^T as summands for a LayerNorm that adds them up: float32 [parts, rows, out_features]."""
     splits, programs, tiles = 1, triton.cdiv(weight.shape[0], 64), weight.shape[1] // TILE
     while splits < _MAX_SPLITS and programs * splits < _PROGRAMS_WANTED and tiles % (2 * splits) == 0:
         splits *= 2
-    out = x.scale.new_empty((splits, x.values.shape[0], weight.shape[0]), dtype=torch.float32 if splits > 1 else dtype)
+    out = x.scale.new_empty((splits, x.values.shape[0], weight.shape[0]), dtype=torch.float32)
     return _launch(x, weight, scale, None, out, None)
 
 

@@ -1,7 +1,7 @@
 """Rows in 8-bit floats with scales: what goes into an fp8 matrix product, and what has to be done after one.
 
-The product of many rows is torch._scaled_mm with all scales 1, several times as fast as with scales by row (benchmarks/RESULTS.md); the scales
-are applied by whatever reads the product: the LayerNorm (`Summands`), or the passes here, which also add the bias and apply GELU.
+The product of many rows is torch._scaled_mm with all scales 1, several times as fast as with scales by row (benchmarks/RESULTS.md); the
+scales are applied by whatever reads the product: the LayerNorm (`Summands`), or the passes here, which also add the bias and apply GELU.
 """
 
 from __future__ import annotations

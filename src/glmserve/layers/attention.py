@@ -19,6 +19,7 @@ from glmserve.kernels.paged_attention import paged_attention_torch
 from glmserve.kernels.paged_decode import paged_decode_attention
 from glmserve.kernels.paged_prefill import paged_prefill_attention
 from glmserve.kernels.rotary_store import rotate_and_store
+from glmserve.kernels.scaled_rows import TILE, ScaledRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +72,19 @@ class NewestTokens:
     metadata: AttentionMetadata
 
 
-def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float) -> torch.Tensor:
+def attention(
+    qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float, rounds: bool = False
+) -> torch.Tensor | ScaledRows:
     """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim].
 
-    On a GPU `qkv` may be overwritten.
+    With `rounds` the result may come in fp8, with a scale for each head.  On a GPU `qkv` may be overwritten.
     """
     decodes = metadata.query_starts is None
     if decodes and use_triton(qkv) and qkv.shape[1] == 3 * num_heads:
-        out = full_heads_decode(
-            qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens, scale
-        )
-        return out.reshape(out.shape[0], -1)
+        return full_heads_decode(
+            qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens, scale,
+            rounds=rounds and qkv.shape[2] == TILE,
+        )  # fmt: skip
     rotated = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
     query, key, value = rotated[:, :num_heads], rotated[:, num_heads:], qkv[:, rotated.shape[1] :]
     if not on_gpu(qkv):
@@ -102,7 +105,7 @@ def attention(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata,
 
 def attention_of_newest(
     qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, newest: NewestTokens, num_heads: int, scale: float
-) -> torch.Tensor:
+) -> torch.Tensor | ScaledRows:
     """Rotate and store all tokens of a prefill step, but attend for its newest ones alone: [num_sampling, num_heads * head_dim].
 
     qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.

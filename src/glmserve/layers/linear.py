@@ -16,6 +16,9 @@ from glmserve.kernels.scaled_rows import ScaledRows
 # oneDNN's product of 4 rows takes less time than that of 1 or 2 (benchmarks/RESULTS.md, "CPU matrix products").
 _FEWEST_CPU_ROWS = 4
 _MOST_EXACT_CPU_ROWS = 16
+# Long rows times a narrow weight leave cuBLAS too few tiles; two products of half the columns are 10% faster (benchmarks/RESULTS.md).
+_SPLIT_COLUMNS = range(8192, 1 << 20, 2)
+_SPLIT_ROWS = range(65, 257)
 
 
 class Linear(nn.Module):
@@ -28,8 +31,9 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self._packed: torch.Tensor | None = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]."""
+        assert isinstance(x, torch.Tensor)  # takes_scaled
         if self._packed is not None:
             return self._on_cpu(x, self._packed)
         if is_one_row(x, self.weight):
@@ -38,8 +42,9 @@ class Linear(nn.Module):
             return few_rows_linear(x, self.weight, None, self.bias)
         return F.linear(x, self.weight, self.bias)
 
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+    def gelu(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
         """tanh GELU of the product, in one pass where that is possible."""
+        assert isinstance(x, torch.Tensor)  # takes_scaled
         if self._packed is not None:
             return gelu_tanh(self._on_cpu(x, self._packed))
         if is_one_row(x, self.weight):
@@ -52,10 +57,25 @@ class Linear(nn.Module):
 
     def summands(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | Summands:
         """The product, or, where that is faster, summands for the LayerNorm that reads it."""
-        assert isinstance(x, torch.Tensor)  # only fp8 layers hand scaled rows on, to each other
+        assert isinstance(x, torch.Tensor)  # takes_scaled
         if self._packed is None and x.shape[0] > 1 and serves_few_rows(x, self.weight, None):
             return Summands(few_rows_parts(x, self.weight, None), self.bias)
+        if use_triton(x) and x.shape[0] in _SPLIT_ROWS and self.in_features in _SPLIT_COLUMNS:
+            return Summands(self._halves(x), self.bias)
         return self.forward(x)
+
+    def _halves(self, x: torch.Tensor) -> torch.Tensor:
+        """The products of the left and the right columns, [2, num_tokens, out_features]."""
+        columns = self.in_features // 2
+        return torch.bmm(x.view(-1, 2, columns).transpose(0, 1), self.weight.view(-1, 2, columns).permute(1, 2, 0))
+
+    def takes_scaled(self, num_rows: int, device: torch.device) -> bool:
+        """Never: its rows stay in the model's dtype."""
+        return False
+
+    def takes_tiles(self, num_rows: int, device: torch.device) -> bool:
+        """Never."""
+        return False
 
     def _on_cpu(self, x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         count = x.shape[0]

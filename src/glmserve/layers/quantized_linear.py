@@ -23,7 +23,7 @@ from glmserve.layers.linear import Linear
 from glmserve.layers.quantization import PACKED_DTYPES, packed_columns
 from glmserve.protocol.weight_format import WeightFormat
 
-Way = Literal["one_row", "few_rows", "scaled_few_rows", "scaled", "dequantized", "plain"]
+Way = Literal["one_row", "few_rows", "scaled", "dequantized", "plain"]
 
 _COLUMNS_OF_A_SCALED_PRODUCT = 16  # torch._scaled_mm takes whole sixteens
 
@@ -47,65 +47,76 @@ class QuantizedLinear(nn.Module):
         self.scale = nn.Parameter(torch.empty(out_features, 1, dtype=torch.float32), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
-    def forward(self, x: torch.Tensor | ScaledRows, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """[num_tokens, in_features] -> [num_tokens, out_features], in `dtype` where the rows are rounded already."""
+    def forward(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
+        """[num_tokens, in_features] -> [num_tokens, out_features]; in the bias' dtype where the rows are rounded already."""
+        dtype = self._dtype_of_product(x)
         if isinstance(x, torch.Tensor):
-            if not self.takes_scaled(x):
+            if self.way(x) != "scaled":
                 return self._product(x, gelu=False)
-            x, dtype = scale_rows(x), x.dtype
-        assert dtype is not None
-        if serves_scaled_few_rows(x.values, self.weight):
+            x = scale_rows(x)
+        if self._is_few(x):
             return scaled_few_rows(x, self.weight, self.scale, self.bias, dtype)
         return finish(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias, dtype)
 
     def gelu(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledRows:
         """tanh GELU of the product, in one pass where that is possible; as scaled rows where the next product would scale them anyway."""
         if isinstance(x, torch.Tensor):
-            if self.bias is None or not self.takes_scaled(x):
+            if self.way(x) != "scaled" or self.bias is None:
                 return self._product(x, gelu=True)
             x = scale_rows(x)
         assert self.bias is not None
-        if serves_scaled_few_rows(x.values, self.weight) and self.out_features % TILE == 0:
+        if self._is_few(x) and self.out_features % TILE == 0:
             return scaled_few_rows_gelu(x, self.weight, self.scale, self.bias)
         return finish_gelu(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias)
 
     def summands(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | Summands:
         """The product, or what a LayerNorm has to do to finish it."""
         if isinstance(x, torch.Tensor):
-            if self.way(x) == "few_rows":
+            way = self.way(x)
+            if way == "few_rows":
                 return Summands(few_rows_parts(x, self.weight, self.scale), self.bias)
-            if not self.takes_scaled(x):
+            if way != "scaled":
                 return self._product(x, gelu=False)
             x = scale_rows(x)
-        if serves_scaled_few_rows(x.values, self.weight):
-            return Summands(scaled_few_rows_parts(x, self.weight, self.scale, torch.bfloat16), self.bias)
+        if self._is_few(x):
+            return Summands(scaled_few_rows_parts(x, self.weight, self.scale), self.bias)
         return Summands(scaled_product(x, self.weight)[None], self.bias, x.scale, self.scale[:, 0])
 
-    def takes_scaled(self, x: torch.Tensor) -> bool:
-        """Whether the product wants rows like `x` in fp8, so that whoever makes them had better round them at once."""
-        return self.way(x) in ("scaled_few_rows", "scaled")
+    def takes_scaled(self, num_rows: int, device: torch.device) -> bool:
+        """Whether the product wants so many rows in fp8: whoever makes them had better round them at once."""
+        return num_rows > 1 and self.bias is not None and self._multiplies_scaled(device)
 
-    def takes_tiles(self, x: torch.Tensor) -> bool:
-        """Whether a scale for each tile of columns will do, so that nobody has to see a whole row to round it."""
-        return self.way(x) == "scaled_few_rows"
+    def takes_tiles(self, num_rows: int, device: torch.device) -> bool:
+        """Whether it takes them with a scale for each tile of columns, so that nobody has to see a whole row to round it."""
+        return self.takes_scaled(num_rows, device) and serves_scaled_few_rows(num_rows, self.weight)
 
     def way(self, x: torch.Tensor) -> Way:
         """How the product with these rows is made.
 
-        one_row, few_rows: the packed weight is read, which is what counts while few rows share it.  scaled_few_rows, scaled: fp8 times fp8,
-        by an own kernel and by torch's.  dequantized: the weight is made plain first, which is what counts when arithmetic does.  plain:
-        everything in float32, on a CPU.
+        one_row, few_rows: the packed weight is read, which is what counts while few rows share it.  scaled: fp8 times fp8, up to 64 rows by
+        an own kernel, beyond by torch's.  dequantized: the weight is made plain first, which is what counts when arithmetic does.
+        plain: everything in float32, on a CPU.
         """
         if not x.is_cuda:
             return "plain"
         if is_one_row(x, self.weight, self.scale):
             return "one_row"
-        if _multiplies_fp8(x.device) and serves_scaled_few_rows(x, self.weight):
-            return "scaled_few_rows"
-        if serves_few_rows(x, self.weight, self.scale):
-            return "few_rows"
+        if self._multiplies_scaled(x.device):
+            return "scaled"
+        return "few_rows" if serves_few_rows(x, self.weight, self.scale) else "dequantized"
+
+    def _multiplies_scaled(self, device: torch.device) -> bool:
         whole = self.in_features % _COLUMNS_OF_A_SCALED_PRODUCT == 0 and self.out_features % _COLUMNS_OF_A_SCALED_PRODUCT == 0
-        return "scaled" if self.weight_format == "fp8" and whole and _multiplies_fp8(x.device) else "dequantized"
+        return self.weight_format == "fp8" and device.type == "cuda" and whole and _multiplies_fp8(device)
+
+    def _is_few(self, x: ScaledRows) -> bool:
+        return serves_scaled_few_rows(x.values.shape[0], self.weight)
+
+    def _dtype_of_product(self, x: torch.Tensor | ScaledRows) -> torch.dtype:
+        if isinstance(x, torch.Tensor):
+            return x.dtype
+        assert self.bias is not None  # takes_scaled
+        return self.bias.dtype
 
     def _product(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
         way = self.way(x)

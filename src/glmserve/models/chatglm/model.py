@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from glmserve.kernels.norm import Summands, residual_layer_norm
+from glmserve.kernels.norm import Summands, residual_layer_norm, residual_layer_norm_scaled
+from glmserve.kernels.scaled_rows import ScaledRows
 from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
-from glmserve.layers.quantized_linear import make_linear
+from glmserve.layers.linear import Linear
+from glmserve.layers.quantized_linear import QuantizedLinear, make_linear
 from glmserve.layers.rotary import RotaryTable
 from glmserve.models.chatglm.prefix_encoder import PrefixEncoder
 from glmserve.models.registry import Target
@@ -110,8 +112,9 @@ class Block(nn.Module):
         self, x: torch.Tensor | Summands, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache
     ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         """x, residual: [num_tokens, hidden_size]; x may still be the summands of a product."""
-        a = self.input_layernorm(x, residual)
-        return self._after_attention(attention(self._qkv(a), cache, metadata, self.num_heads, self.head_dim**-0.5), a)
+        a, rows = self.input_layernorm.for_product(self.query_key_value, x, residual)
+        rounds = self.dense.takes_tiles(*_size(a))
+        return self._after_attention(attention(self._qkv(rows), cache, metadata, self.num_heads, self.head_dim**-0.5, rounds), a)
 
     def finish(
         self,
@@ -122,21 +125,22 @@ class Block(nn.Module):
         newest: NewestTokens,
     ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         """`forward` for the newest tokens alone, [num_sampling, hidden_size] each; K and V of all are stored."""
-        a = self.input_layernorm(x, residual)
-        mixed = attention_of_newest(self._qkv(a), cache, metadata, newest, self.num_heads, self.head_dim**-0.5)
+        a, rows = self.input_layernorm.for_product(self.query_key_value, x, residual)
+        mixed = attention_of_newest(self._qkv(rows), cache, metadata, newest, self.num_heads, self.head_dim**-0.5)
         return self._after_attention(mixed, a.index_select(0, newest.rows))
 
     def store(self, x: torch.Tensor | Summands, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
-        store_keys_and_values(self._qkv(self.input_layernorm(x, residual)), cache, metadata, self.num_heads)
+        _, rows = self.input_layernorm.for_product(self.query_key_value, x, residual)
+        store_keys_and_values(self._qkv(rows), cache, metadata, self.num_heads)
 
-    def _after_attention(self, mixed: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor | Summands, torch.Tensor]:
-        b = self.post_attention_layernorm(self.dense.summands(mixed), a)
-        return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(b)), b
+    def _after_attention(self, mixed: torch.Tensor | ScaledRows, a: torch.Tensor) -> tuple[torch.Tensor | Summands, torch.Tensor]:
+        b, rows = self.post_attention_layernorm.for_product(self.dense_h_to_4h, self.dense.summands(mixed), a)
+        return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(rows)), b
 
-    def _qkv(self, a: torch.Tensor) -> torch.Tensor:
+    def _qkv(self, rows: torch.Tensor | ScaledRows) -> torch.Tensor:
         """[num_tokens, hidden_size] -> [num_tokens, 3 * num_heads, head_dim]."""
-        qkv: torch.Tensor = self.query_key_value(a)
+        qkv: torch.Tensor = self.query_key_value(rows)
         return qkv.view(-1, 3 * self.num_heads, self.head_dim)
 
 
@@ -152,6 +156,21 @@ class LayerNorm(nn.Module):
     def forward(self, x: torch.Tensor | Summands, residual: torch.Tensor | None) -> torch.Tensor:
         """x, residual: [num_tokens, hidden_size]."""
         return residual_layer_norm(x, residual, ALPHA, self.weight, self.bias, self.epsilon)
+
+    def for_product(
+        self, product: Linear | QuantizedLinear, x: torch.Tensor | Summands, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | ScaledRows]:
+        """The normalised rows, and the same as `product` takes them."""
+        if product.takes_scaled(*_size(x)):
+            return residual_layer_norm_scaled(x, residual, ALPHA, self.weight, self.bias, self.epsilon)
+        normed = self(x, residual)
+        return normed, normed
+
+
+def _size(x: torch.Tensor | Summands) -> tuple[int, torch.device]:
+    """(number of rows, where they are)."""
+    rows = x.parts[0] if isinstance(x, Summands) else x
+    return rows.shape[0], rows.device
 
 
 def rotary_frequencies(head_dim: int) -> torch.Tensor:

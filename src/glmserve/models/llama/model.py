@@ -8,6 +8,7 @@ from torch import nn
 
 from glmserve.kernels.activation import silu_and_mul
 from glmserve.kernels.norm import residual_rms_norm
+from glmserve.kernels.scaled_rows import ScaledRows
 from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
 from glmserve.layers.quantized_linear import make_linear
 from glmserve.layers.rotary import RotaryTable
@@ -118,7 +119,7 @@ class Block(nn.Module):
         """Only what later tokens need of this layer: its K and V."""
         store_keys_and_values(self._qkv(self.input_layernorm(x, residual)[0]), cache, metadata, self.num_heads)
 
-    def _after_attention(self, mixed: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _after_attention(self, mixed: torch.Tensor | ScaledRows, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         normed, residual = self.post_attention_layernorm(self.o_proj(mixed), residual)
         return self.down_proj(silu_and_mul(self.gate_up_proj(normed))), residual
 
