@@ -94,6 +94,7 @@ class ModelRunner:
     def _prefill(self, batch: ScheduledBatch) -> tuple[torch.Tensor | None, StepMarks]:
         inputs = prefill_inputs(batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device, self.spec.num_soft_tokens)
         count = len(batch.requests)
+        assert batch.requests == [chunk.request for chunk in batch.chunks[:count]]  # so their newest tokens are the first last_rows
         host = self.inputs.fill(batch.requests, count) if count else None
         marks = self.clock.begin()
         newest = None
