@@ -54,5 +54,7 @@ def applicable(checks: Sequence[Check], subject: Subject) -> list[Check]:
     found = [check for check in checks if check.subject in (subject, "machine")]
     if not found:
         names, examined = ", ".join(check.name for check in checks), {"service": "a running server", "folder": "a model folder"}
-        raise SettingsError(f"--checks {names}: nothing of that can be examined on {examined[subject]}; `glmserve doctor --list` says what can.")
+        raise SettingsError(
+            f"--checks {names}: nothing of that can be examined on {examined[subject]}; `glmserve doctor --list` says what can."
+        )
     return found

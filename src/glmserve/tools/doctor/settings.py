@@ -20,7 +20,9 @@ class DoctorConfig(Settings):
     quick: bool = Field(False, description="Send less and wait less: usually a few to 30 s in place of up to a minute.")
     api_key: str | None = Field(None, description="Key, for a server that asks for one.")
     gpu: int | None = Field(
-        None, ge=0, description="Number of the GPU the server uses. Default: the one a glmserve names, else the one whose memory is fullest."
+        None,
+        ge=0,
+        description="Number of the GPU the server uses. Default: the one a glmserve names, else the one with the fullest memory.",
     )
     timeout: float = Field(30.0, gt=0, description="Seconds until a message is given up.")
 
