@@ -78,6 +78,7 @@ function reasonOf(request) {
     decode: span("decode"),
     stall: span("prefill_stall"),
     preempted: span("preempted"),
+    turn: span("turn"),
     admission: span("admission"),
     tokenize: span("tokenize"),
     client: span("slow_client"),
