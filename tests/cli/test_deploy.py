@@ -43,6 +43,8 @@ def test_a_dash_shows_the_file_and_keeps_the_words_apart(glmserve: Run) -> None:
         (["systemd", "--name", "glmserve"], 2, "GLMSERVE_PORT"),
         (["systemd", "--name", "Foo Bar"], 2, "--name cannot be 'Foo Bar': it takes a small letter, then small letters, digits and dashes"),
         (["kubernetes", "--claim", "a_b"], 2, "--claim cannot be 'a_b': it takes the name of a claim"),
+        (["systemd", "--replicas", "3"], 2, "--replicas is for kubernetes, and does nothing for systemd"),
+        (["compose", "--user", "me"], 2, "--user is for supervisor, systemd, and does nothing for compose"),
         (["systemd", "--user", "a b"], 2, "user cannot be 'a b'"),
         (["systemd", "demo", "--replace", "x.conf"], 2, "glmserve deploy supervisor"),
         (["supervisor", "--replace", "x.conf"], 2, "which model"),

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from glmserve.config import Given, Settings
+from glmserve.config import Given, Settings, flag_name
 from glmserve.protocol.errors import SettingsError
 
 Target = Literal["supervisor", "systemd", "docker", "compose", "kubernetes"]
@@ -69,6 +69,25 @@ class DeployConfig(ContainerSettings, ServiceSettings, FileSettings):
         if value is not None and not re.fullmatch(pattern, value):
             raise SettingsError(f"--{info.field_name} cannot be {value!r}: it takes {words}.")
         return value
+
+
+# Flags that mean nothing elsewhere; those not named here are for all, or say themselves where they belong.
+ONLY_FOR: dict[str, tuple[Target, ...]] = {
+    "user": ("supervisor", "systemd"),
+    "log_folder": ("supervisor",),
+    "image": ("docker", "compose", "kubernetes"),
+    "replicas": ("kubernetes",),
+    "max_replicas": ("kubernetes",),
+    "prometheus_url": ("kubernetes",),
+    "claim": ("kubernetes",),
+}
+
+
+def check_flags_belong(target: Target, asked: DeployConfig) -> None:
+    """Raises SettingsError for a flag that would change nothing: whoever gives it expects that it does."""
+    for name, targets in ONLY_FOR.items():
+        if name in asked.model_fields_set and getattr(asked, name) is not None and target not in targets:
+            raise SettingsError(f"{flag_name(name)} is for {', '.join(targets)}, and does nothing for {target}: leave it out.")
 
 
 def load_deploy_settings(flags: Mapping[str, Any]) -> DeployConfig:
