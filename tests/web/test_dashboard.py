@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -147,6 +148,8 @@ def test_the_reason_is_seen_on_a_phone(open_page: Open, server: ServerInThread) 
     page.locator("select").select_option("5")
     reason = page.locator("table.slow td:last-child")
     expect(reason).to_contain_text("14 requests before it")
+    heads = page.evaluate("[...document.querySelectorAll('.slow td')].map(td => getComputedStyle(td, '::before').content)")
+    assert [re.sub(r"[^a-zA-Z/ ]", "", head).strip() for head in heads[1:4]] == ["Took", "First token", "Tokens in / out"]
     box = reason.bounding_box()
     assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
 
