@@ -80,3 +80,11 @@ def test_an_unknown_check_is_told_with_the_known_ones(glmserve: Run) -> None:
     result = glmserve("doctor", "--checks", "puls")
     assert result.returncode == 2
     assert "pulses" in result.stderr
+
+
+def test_checks_that_cannot_be_made_there_are_no_clean_bill(glmserve: Run, server: FaultyServer) -> None:
+    for target, check, examined in ((str(FIXTURE), "pulses", "a model folder"), (server.url, "weights", "a running server")):
+        result = glmserve("doctor", target, "--checks", check)
+        assert result.returncode == 2
+        assert f"--checks {check}: nothing of that can be examined on {examined}" in result.stderr
+        assert "Healthy" not in result.stdout

@@ -32,6 +32,8 @@ def test_json_for_programs(glmserve: Run) -> None:
 
 def test_nothing_slow_and_nothing_there(glmserve: Run) -> None:
     assert "No request took 10 s" in glmserve("slow", "-", "--over", "10s", stdin=json.dumps(LINE) + "\n").stdout
+    refused = {"event": "refused", "status": 400, "code": None, "error": "no"}
+    assert "No request has ended so far." in glmserve("slow", "-", "--over", "0", stdin=json.dumps(refused) + "\n").stdout
     result = glmserve("slow", "/nowhere/log")
     assert result.returncode == 2 and "/nowhere/log cannot be read" in result.stderr and "Traceback" not in result.stderr
     result = glmserve("slow", "http://127.0.0.1:1")

@@ -78,7 +78,7 @@ def test_a_good_file() -> None:
         (rule("  above: 1\n") + "actions:\n  m: {type: email, host: h, to: [a], user: u}\n", "a user needs a password"),
         ("rules: []\n", "line 1: rules: "),
         ("interval: 3\n", "rules: is missing"),
-        ("rules: [}", "are not YAML"),
+        ("rules: [}", "a.yaml, line 1: this is not YAML: expected the node content"),
         ("just text", "should hold `rules:`"),
         ("", "should hold `rules:`"),
     ],

@@ -124,6 +124,13 @@ def test_a_finished_request_fills_the_histograms() -> None:
     assert b'request_success_total{engine="0",finished_reason="abort",model_name="m"} 1.0' in metrics.render()
 
 
+def test_every_way_to_end_is_counted_from_zero() -> None:
+    """Prometheus' rate() does not see the first step of a series that begins at 1."""
+    text = make(EngineStats()).render().decode()
+    for reason in FinishReason:
+        assert f'request_success_total{{engine="0",finished_reason="{reason.value}",model_name="m"}} 0.0\n' in text
+
+
 def test_http_requests_keep_the_plain_name() -> None:
     metrics = make(EngineStats())
     metrics.count_http("POST", "/chat", 200)

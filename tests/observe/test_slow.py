@@ -37,7 +37,8 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
     ({"decode_seconds": 5, "completion_tokens": 50, "queue_seconds": 1, "wait_cause": "kv_full", "num_ahead": 2}, "decode",
      "its answer was computed in 5.0 s: 50 tokens at 100 ms each"),
     ({"slow_client_seconds": 9.5}, "slow_client", "the client read slowly: the server waited 9.5 s for it to take what was written"),
-    ({"admission_seconds": 2.0}, "admission", "for 2.0 s its body was read and checked, or it waited for its turn"),
+    ({"admission_seconds": 2.0}, "admission", "for 2.0 s its body was read and checked"),
+    ({"turn_seconds": 6.9}, "turn", "waited 6.9 s for its turn: this server answers one request at a time"),
     ({"tokenize_seconds": 0.4, "prompt_tokens": 1}, "tokenize", "its text was turned into 1 token in 400 ms"),
     ({"e2e_seconds": 8.1}, "server", "8.0 s passed in the server, outside the engine"),
     ({"status": 499, "e2e_seconds": 7, "first_token_seconds": 0.1, "completion_tokens": 35}, "client_gone",
@@ -50,7 +51,15 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
 
 @pytest.mark.parametrize("fields, cause, why", CASES, ids=[f"{cause}-{index}" for index, (_, cause, _) in enumerate(CASES)])
 def test_the_reason(fields: dict[str, Any], cause: str, why: str) -> None:
-    parts = ("queue_seconds", "prefill_seconds", "decode_seconds", "slow_client_seconds", "admission_seconds", "tokenize_seconds")
+    parts = (
+        "queue_seconds",
+        "prefill_seconds",
+        "decode_seconds",
+        "slow_client_seconds",
+        "admission_seconds",
+        "turn_seconds",
+        "tokenize_seconds",
+    )
     merged = {"status": 200, **FAST, **fields}
     if "e2e_seconds" not in fields:
         merged["e2e_seconds"] = sum(merged.get(part, 0.0) for part in parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import msgspec
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -12,7 +13,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from glmserve.observe.request_record import ChoiceRecord, RequestRecord
-from glmserve.observe.traces import RequestTraces
+from glmserve.observe.traces import RequestTraces, parts_of
 from glmserve.protocol.messages import FinishReason
 
 SECOND = 1_000_000_000
@@ -58,6 +59,12 @@ def test_its_parts_follow_each_other() -> None:
     assert seconds == {"chat chatglm-6b": -4, "admission": -4, "tokenize": -3.875, "queue": -3.75, "prefill": -2.75, "decode": -2.5}
     whole = spans["chat chatglm-6b"].context
     assert whole is not None and all(span.parent == whole for name, span in spans.items() if name != "chat chatglm-6b")
+
+
+def test_a_turn_that_was_waited_for_is_a_part() -> None:
+    waited = msgspec.structs.replace(RECORD, e2e_seconds=6.0, turn_seconds=2.0)
+    assert [name for name, _ in parts_of(waited)][:3] == ["admission", "turn", "tokenize"]
+    assert "turn" not in dict(parts_of(RECORD))
 
 
 @pytest.mark.parametrize("traceparent", [None, "nonsense"])

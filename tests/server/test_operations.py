@@ -184,7 +184,10 @@ def test_slow_requests_are_listed_with_the_reason(slow: ServerInThread) -> None:
     assert listed[0]["request_id"] == "cmpl-slow-one"
     assert listed[0]["cause"] == "decode" and "20 tokens at" in listed[0]["why"]
     assert [line["request_id"] for line in slow.http.get("/slow?over=0&last=1").json()["requests"]] == ["cmpl-fast-one"]
-    assert slow.http.get("/slow?over=-1").status_code == 400
+    refused = slow.http.get("/slow?over=2s")
+    assert refused.status_code == 400
+    assert refused.json()["error"]["message"] == "over: input should be a valid number, unable to parse string as a number"
+    assert refused.json()["error"]["param"] == "over"
 
 
 def test_refused_requests_have_a_line(fast: ServerInThread) -> None:

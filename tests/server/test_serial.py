@@ -39,6 +39,17 @@ def test_the_next_one_waits_for_the_answer(serial: ServerInThread, path: str) ->
     eventually(serial.idle)
 
 
+def test_the_wait_for_a_turn_is_told_as_such(serial: ServerInThread) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(httpx.post, f"{serial.url}/v1/chat/completions", json=chat_body(max_tokens=60))
+        eventually(lambda: serial.client.num_open_requests == 1)
+        serial.http.post("/v1/chat/completions", json=chat_body(max_tokens=2), headers={"X-Request-Id": "second"})
+        first.result()
+    line = next(line for line in serial.http.get("/slow?over=0").json()["requests"] if line["request_id"] == "chatcmpl-second")
+    assert line["cause"] == "turn" and "this server answers one request at a time" in line["why"]
+    assert line["turn_seconds"] > 0.5 * line["e2e_seconds"] > line["admission_seconds"] >= 0
+
+
 def test_everybody_has_a_turn(serial: ServerInThread) -> None:
     def ask(number: int) -> int:
         body = chat_body(max_tokens=2) if number % 3 else chat_body("long " * 5000)  # that one is refused

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -136,6 +137,21 @@ def test_slow_requests_and_their_reasons(open_page: Open, server: ServerInThread
     expect(row).to_contain_text("排队 3.00 s，其间在计算其他请求")
     with page.expect_request("**/slow?over=5&last=10"):
         page.locator("select").select_option("5")
+
+
+def test_the_reason_is_seen_on_a_phone(open_page: Open, server: ServerInThread) -> None:
+    page = open_page(server, "/#/dashboard")
+    page.set_viewport_size({"width": 390, "height": 664})
+    slow = {"timestamp": "2026-11-22T20:00:00Z", "e2e_seconds": 4.2, "first_token_seconds": 3.1, "prompt_tokens": 1200}
+    slow |= {"completion_tokens": 400, "why": "waited 3.0 s for K/V blocks: 14 requests before it held all of them", "cause": "kv_full"}
+    page.route("**/slow?*", lambda route: route.fulfill(body=json.dumps({"requests": [slow]})))
+    page.locator("select").select_option("5")
+    reason = page.locator("table.slow td:last-child")
+    expect(reason).to_contain_text("14 requests before it")
+    heads = page.evaluate("[...document.querySelectorAll('.slow td')].map(td => getComputedStyle(td, '::before').content)")
+    assert [re.sub(r"[^a-zA-Z/ ]", "", head).strip() for head in heads[1:4]] == ["Took", "First token", "Tokens in / out"]
+    box = reason.bounding_box()
+    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
 def test_a_gpus_own_figures(open_page: Open, server: ServerInThread) -> None:

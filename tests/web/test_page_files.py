@@ -11,6 +11,7 @@ import pytest
 
 from glmserve.engine.fake import FakeOptions
 from glmserve.observe import slow
+from glmserve.protocol.messages import FinishReason
 from glmserve.server.routes.web import FOLDER
 from tests.server.serving import MODEL, ServerInThread
 from tests.web.conftest import Start
@@ -86,13 +87,27 @@ def test_every_cause_has_a_word() -> None:
     assert set(_words("zh", "reasons")) == causes - {"deadline", "failed"}  # these two carry the error's own words
 
 
+def test_every_way_to_end_has_a_word() -> None:
+    assert {f"done_{reason.value}" for reason in FinishReason} == {key for key in _words("en") if key.startswith("done_")}
+
+
 def test_both_languages_say_the_same_things() -> None:
     words = {name: _words(name) for name in ("en", "zh")}
     assert list(words["en"]) == list(words["zh"])
     holes = {name: {key: sorted(re.findall(r"\{\w+\}", text)) for key, text in said.items()} for name, said in words.items()}
     assert holes["en"] == holes["zh"]
     source = INDEX + "".join(path.read_text(encoding="utf-8") for path in SCRIPTS if path.parent.name != "words")
-    composed = ("cause_", "heard_", "theme_", "state_", "server_", "stopped_by_you", "broke_off", "page_closed")  # named by a state
+    composed = (
+        "cause_",
+        "done_",
+        "heard_",
+        "theme_",
+        "state_",
+        "server_",
+        "stopped_by_you",
+        "broke_off",
+        "page_closed",
+    )  # named by a state
     unused = [key for key in words["en"] if not key.startswith(composed) and not re.search(rf'["\s{{]{key}[":]', source)]
     assert unused == []
     said = re.findall(r'say\("(\w+)"', source) + re.findall(r'data-say(?:-label|-placeholder)?="(\w+)"', INDEX)

@@ -35,7 +35,9 @@ OFFLINE_MODULE = "glmserve.offline_bench"  # a process of its own, since this on
 @bench.command()
 @with_flags_of(ServeBenchConfig)
 def serve(
-    more_limits: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,  # --goodput ttft:200 tpot:50, as vLLM writes it
+    more_limits: Annotated[
+        list[str] | None, typer.Argument(hidden=True, metavar="LIMIT")
+    ] = None,  # --goodput ttft:200 tpot:50, as vLLM writes it
     **flags: Any,
 ) -> None:
     """Load a running server as many clients would: tokens/s, and the times a user sees.

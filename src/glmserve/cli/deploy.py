@@ -9,7 +9,7 @@ import typer
 
 from glmserve.cli.options import with_flags_of
 from glmserve.config import EngineConfig, ServerConfig
-from glmserve.tools.deploy.settings import DeployConfig, load_deploy_settings, target_named
+from glmserve.tools.deploy.settings import DeployConfig, check_flags_belong, load_deploy_settings, target_named
 
 
 @with_flags_of(DeployConfig, EngineConfig, ServerConfig, without=("model", "api_key"))
@@ -41,6 +41,7 @@ def deploy(
     settings = load_deploy_settings({name: value for name, value in flags.items() if name in DeployConfig.model_fields})
     served = {name: value for name, value in flags.items() if name not in DeployConfig.model_fields}
     where = target_named(target)
+    check_flags_belong(where, settings)
     from glmserve.tools.deploy.write import deploy as write  # here, since jinja2 and NVML would slow down every other command
 
     write(where, model, served, config, settings)

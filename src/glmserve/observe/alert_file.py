@@ -33,7 +33,7 @@ def parse_alert_rules(text: str, name: str) -> AlertRules:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"the alert rules {name} are not YAML: {error}") from error
+        raise SettingsError(f"{name}{_yaml_trouble(error)}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"the alert rules {name} should hold `rules:` with a list under it.")
     problems: list[tuple[Place, str]] = []
@@ -48,6 +48,12 @@ def parse_alert_rules(text: str, name: str) -> AlertRules:
     if problems or rules is None:
         raise SettingsError("\n".join(f"{name}, {words}" for _, words in sorted(_complaint(root, *problem) for problem in problems)))
     return rules
+
+
+def _yaml_trouble(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f", line {error.problem_mark.line + 1}: this is not YAML: {error.problem}"
+    return f" is not YAML: {error}"
 
 
 def _contradictions(rules: AlertRules) -> Iterator[tuple[Place, str]]:

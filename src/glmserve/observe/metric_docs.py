@@ -22,8 +22,8 @@ HEAD = """\
 # Metrics, alert rules, panels
 
 `GET /metrics` gives these in Prometheus' text format. Suffixes and labels are vLLM's where vLLM has the metric, so that its dashboards
-need a new prefix and nothing else. A histogram has `_bucket`, `_sum` and `_count` behind its name. The `nvml_*` metrics are there where
-the engine runs on an NVIDIA GPU.
+need a new prefix and nothing else. A histogram has `_bucket`, `_sum` and `_count` behind its name. Series that end in
+`_created` say since when their metric counts. The `nvml_*` metrics are there where the engine runs on an NVIDIA GPU.
 
 This page is made by `python -m glmserve.observe.metric_docs > docs/metrics.md`, and a test holds it to the code.
 

@@ -19,7 +19,7 @@ from glmserve.observe import metric_list
 from glmserve.observe.gpu import GpuSampler
 from glmserve.observe.metric_list import ENGINE_METRICS, GPU_METRICS, Declared, all_metrics
 from glmserve.observe.request_record import RequestRecord
-from glmserve.protocol.messages import EngineReady
+from glmserve.protocol.messages import EngineReady, FinishReason
 from glmserve.protocol.stats import STEP_BOUNDS, EngineStats, StepCounts
 
 __all__ = ["EngineView", "Metrics", "all_metrics"]
@@ -119,6 +119,8 @@ class Metrics:
         self._inference = self._histogram(metric_list.INFERENCE)
         self._prompt = self._histogram(metric_list.PROMPT)
         self._generation = self._histogram(metric_list.GENERATION)
+        for reason in FinishReason:  # from zero on, or Prometheus would not see the first error as an increase
+            self._success.labels(*self._labels, reason.value)
         if view is not None:
             self.registry.register(_EngineCollector(model_name, view))
         self.observe_inter_token = self._inter_token.observe

@@ -46,7 +46,8 @@ class RequestRecord(msgspec.Struct):
     first_token_seconds: float | None
     choices: list[ChoiceRecord]
     error: str | None = None
-    admission_seconds: float = 0.0  # reading and checking the body, waiting for its turn
+    admission_seconds: float = 0.0  # reading and checking the body
+    turn_seconds: float = 0.0  # waiting for its turn, where requests are served one at a time
     tokenize_seconds: float = 0.0
     slow_client_seconds: float = 0.0  # the client did not take what was written
     operation: str = "text_completion"  # or "chat", as OpenTelemetry's GenAI conventions have it
@@ -68,6 +69,7 @@ class RequestLine(msgspec.Struct):
     e2e_seconds: float = 0.0
     first_token_seconds: float | None = None
     admission_seconds: float = 0.0
+    turn_seconds: float = 0.0
     tokenize_seconds: float = 0.0
     queue_seconds: float | None = None
     prefill_seconds: float | None = None
@@ -100,6 +102,7 @@ def line_of(record: RequestRecord, timestamp: str) -> RequestLine:
         e2e_seconds=round(record.e2e_seconds, 6),
         first_token_seconds=_most([record.first_token_seconds]),
         admission_seconds=round(record.admission_seconds, 6),
+        turn_seconds=round(record.turn_seconds, 6),
         tokenize_seconds=round(record.tokenize_seconds, 6),
         queue_seconds=_most(choice.queue_seconds for choice in choices),
         prefill_seconds=_most(choice.prefill_seconds for choice in choices),

@@ -53,8 +53,9 @@ def parts_of(line: RequestLine) -> Iterator[Part]:
     prompt = prefill if decode else max(0.0, prefill - preempted)
     answer = max(0.0, decode - stalled - preempted)
     others = f"{_tokens(line.prefill_stall_tokens)} of other prompts"
-    admission, tokenize, client = line.admission_seconds, line.tokenize_seconds, line.slow_client_seconds
-    yield Part(admission, "admission", f"for {_span(admission)} its body was read and checked, or it waited for its turn")
+    admission, turn, tokenize, client = line.admission_seconds, line.turn_seconds, line.tokenize_seconds, line.slow_client_seconds
+    yield Part(admission, "admission", f"for {_span(admission)} its body was read and checked")
+    yield Part(turn, "turn", f"waited {_span(turn)} for its turn: this server answers one request at a time")
     yield Part(tokenize, "tokenize", f"its text was turned into {_tokens(line.prompt_tokens)} in {_span(tokenize)}")
     yield _queue(line, queue)
     new_tokens = line.prompt_tokens - line.cached_tokens
@@ -63,7 +64,7 @@ def parts_of(line: RequestLine) -> Iterator[Part]:
     yield Part(stalled, "prefill_of_others", f"its answer stood still for {_span(stalled)} while {others} were computed")
     yield _answer(line, answer)
     yield Part(client, "slow_client", f"the client read slowly: the server waited {_span(client)} for it to take what was written")
-    rest = max(0.0, line.e2e_seconds - admission - tokenize - queue - prefill - decode - client)
+    rest = max(0.0, line.e2e_seconds - admission - turn - tokenize - queue - prefill - decode - client)
     yield Part(rest, "server", f"{_span(rest)} passed in the server, outside the engine")
 
 

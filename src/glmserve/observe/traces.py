@@ -88,6 +88,8 @@ class RequestTraces:
 def parts_of(record: RequestRecord) -> Iterator[tuple[str, float]]:
     """(name, seconds) of what came one after the other; in the engine, of the first choice."""
     yield "admission", record.admission_seconds
+    if record.turn_seconds:
+        yield "turn", record.turn_seconds
     yield "tokenize", record.tokenize_seconds
     if record.choices and (first := record.choices[0]).queue_seconds is not None:
         yield "queue", first.queue_seconds

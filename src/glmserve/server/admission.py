@@ -37,13 +37,16 @@ class Place:
         self._kept = False
         self._released = False
         self.has_turn = False
+        self.turn_seconds = 0.0  # waited for it
 
     async def wait_turn(self, timeout: float) -> None:
         """Wait until all requests before are answered, where they are served one at a time.
 
         Raises DeadlineExceededError after `timeout` seconds.
         """
+        began = time.monotonic()
         await self._admission._wait_turn(self, timeout)
+        self.turn_seconds = time.monotonic() - began
 
     def correct(self, num_requests: int, num_tokens: int) -> None:
         """Replace the estimate by what the request really is.

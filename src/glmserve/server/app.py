@@ -164,7 +164,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         return error_response(_route_error(request, error), request.url.path)
 
     async def invalid(request: Request, error: Exception) -> Response:
-        return error_response(InvalidRequestError(f"the request is not valid: {error}"), request.url.path)
+        assert isinstance(error, RequestValidationError)
+        name, wrong = str(error.errors()[0]["loc"][-1]), error.errors()[0]["msg"]
+        return error_response(InvalidRequestError(f"{name}: {wrong[:1].lower()}{wrong[1:]}", name), request.url.path)
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE_STATUS)  # nobody is there to read it; it is for the count

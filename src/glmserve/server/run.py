@@ -70,13 +70,13 @@ def serve(
 
 
 def _set_up_log(level: str) -> None:
-    """Lines of our own modules go to stderr, as uvicorn's do; other libraries keep their quiet defaults."""
-    log = logging.getLogger("glmserve")
-    log.setLevel(level.upper())
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        log.addHandler(handler)
+    """Lines of our own modules go to stderr, as uvicorn's do, and so do a lost collector's; other libraries keep their quiet defaults."""
+    logging.getLogger("glmserve").setLevel(level.upper())
+    for name in ("glmserve", "opentelemetry"):
+        if not (log := logging.getLogger(name)).handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+            log.addHandler(handler)
 
 
 def allow_many_clients() -> None:

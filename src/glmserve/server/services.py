@@ -82,7 +82,7 @@ class Services:
         Raises what TextGenerator.start does, and DeadlineExceededError.
         """
         await place.wait_turn(self.config.first_token_timeout)
-        answer = await self.generator.start(generation, place.correct, place.release, place.since)
+        answer = await self.generator.start(generation, place.correct, place.release, place.since, place.turn_seconds)
         place.keep()
         return answer
 

@@ -55,6 +55,7 @@ class Beginning:
     submitted: float
     operation: str = "text_completion"
     traceparent: str | None = None
+    turn_seconds: float = 0.0  # between `accepted` and `tokenizing`, where requests are served one at a time
 
 
 class RunningChoice:
@@ -298,7 +299,8 @@ class TextAnswer:
             first_token_seconds=None if self._first_output is None else self._first_output - beginning.accepted,
             choices=[choice.record(reason_if_open, beginning.submitted) for choice in self._choices],
             error=str(error) if isinstance(error, GlmserveError) else None,
-            admission_seconds=beginning.tokenizing - beginning.accepted,
+            admission_seconds=beginning.tokenizing - beginning.accepted - beginning.turn_seconds,
+            turn_seconds=beginning.turn_seconds,
             tokenize_seconds=beginning.submitted - beginning.tokenizing,
             slow_client_seconds=self.slow_client_seconds,
             operation=beginning.operation,

@@ -90,13 +90,14 @@ class TextGenerator:
         admit: Callable[[int, int], None] = lambda num_requests, num_tokens: None,
         on_close: Callable[[], None] = lambda: None,
         accepted_time: float | None = None,
+        turn_seconds: float = 0.0,
     ) -> TextAnswer:
         """Tokenize, check and hand to the engine.
 
         `admit(num_requests, num_tokens)` is called once the true size is known and may raise; `on_close` is called when
         the answer has ended, and not at all if this raises.  `accepted_time` is from when the client counts, the request's
-        arrival_time by default.  Raises InvalidRequestError, ContextLengthError and
-        EngineUnavailableError.
+        arrival_time by default; since then it waited `turn_seconds` for its turn.  Raises InvalidRequestError,
+        ContextLengthError and EngineUnavailableError.
         """
         params = request.sampling_params
         self._check_token_ids(params)
@@ -107,7 +108,7 @@ class TextGenerator:
         admit(len(prompts) * params.n, sum(map(len, prompts)))
         accepted = request.arrival_time if accepted_time is None else accepted_time
         operation = "chat" if isinstance(request.prompts[0], ChatPrompt) else "text_completion"
-        beginning = Beginning(accepted, tokenizing, time.monotonic(), operation, TRACEPARENT.get())
+        beginning = Beginning(accepted, tokenizing, time.monotonic(), operation, TRACEPARENT.get(), turn_seconds)
         choices = self._submit(request, prompts, budgets)
 
         def on_end(record: RequestRecord) -> None:

@@ -13,7 +13,10 @@ import pytest
 from textual.widgets import DataTable
 
 from glmserve.observe.alert_file import parse_alert_rules
+from glmserve.observe.readings import History
+from glmserve.observe.signals import read_all
 from glmserve.tools.monitor.page import MonitorPage
+from glmserve.tools.monitor.panels import shown
 from glmserve.tools.monitor.rule_watch import RuleWatch
 from glmserve.tools.monitor.watched_server import WatchedServer
 from tests.tools.monitor.scripted_metrics import Clock, MetricsServer
@@ -88,7 +91,7 @@ async def test_the_screen_shows_what_the_server_says(server: MetricsServer, cloc
     assert f"● {server.url} chatglm-6b glmserve ready" in text
     for words in (
         "running 12 waiting 3", "done 2.5/s", "refused 2/s", "preempted 0/s",
-        "tokens out 1,234/s", "tokens in 500/s", "K/V full 45%",
+        "tokens out 1,234/s", "tokens in 500/s", "K/V used 45%",
         "first token 150 ms 190 ms 199 ms", "next token - - -",
         "decode 70%", "no work 20%", "kv full 10%", "MBU 61% MFU 7% busy 70%",
         "NVML 98% mem 75% power 50% 64 °C",
@@ -96,6 +99,12 @@ async def test_the_screen_shows_what_the_server_says(server: MetricsServer, cloc
     ):  # fmt: skip
         assert words in text, text
     assert ("Device over time" in text) == (size[1] >= 30)
+
+
+def test_an_average_count_is_not_told_to_the_thousandth() -> None:
+    values = read_all(History(10), 10) | {"requests_running": 5.7272, "requests_waiting": 0.0909, "tokens_per_second": 5.7272}
+    assert [shown(values, name) for name in ("requests_running", "requests_waiting", "tokens_per_second")] == ["5.7", "0.1", "5.73/s"]
+    assert shown(values, "engine_restarts") == "-"
 
 
 async def test_numbers_follow_the_server(server: MetricsServer, clock: Clock) -> None:

@@ -20,7 +20,7 @@ def test_addresses() -> None:
     assert server_urls(["box:9", "https://a/", "http://b:1/metrics", "box:9"]) == ["http://box:9", "https://a", "http://b:1"]
 
 
-@pytest.mark.parametrize("url", ["ftp://a", "http://", "a:port", "http://a:99999", "::"])
+@pytest.mark.parametrize("url", ["ftp://a", "http://", "a:port", "http://a:99999", "::", "my box"])
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(SettingsError, match="write http://HOST:PORT"):
         server_urls([url])

@@ -34,7 +34,7 @@ class TargetSettings(Settings):
     @classmethod
     def _is_a_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
-            raise ValueError("begins with http:// or https://")
+            raise SettingsError(f"--base-url cannot be {value!r}: it begins with http:// or https://.")
         return value.rstrip("/")
 
 
@@ -68,14 +68,14 @@ class RequestSettings(Settings):
     def _is_a_range(cls, value: str | None) -> str | None:
         low, _, high = (value or DEFAULT_IDS).partition(":")
         if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
-            raise ValueError("LOW:HIGH")
+            raise SettingsError(f"--token-ids cannot be {value!r}: it takes LOW:HIGH, as {DEFAULT_IDS}.")
         return value
 
     @field_validator("prompt_suffix_ids")
     @classmethod
     def _are_ids(cls, value: str | None) -> str | None:
         if value and not all(part.strip().isdigit() for part in value.split(",")):
-            raise ValueError("whole numbers with commas between")
+            raise SettingsError(f"--prompt-suffix-ids cannot be {value!r}: it takes whole numbers with commas between.")
         return value
 
 

@@ -136,4 +136,5 @@ def _write(report: Report) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    with contextlib.suppress(BrokenPipeError):  # whoever started this is gone: nobody wants the outcomes
+        uvloop.run(main())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from glmserve.protocol.errors import SettingsError
 from glmserve.tools.doctor.checks import batching, device, http, machine, model
-from glmserve.tools.doctor.patient import Check
+from glmserve.tools.doctor.patient import Check, Subject
 
 ALL = (
     Check("answers", "It answers a message", "service", batching.answers),
@@ -45,3 +47,14 @@ def select(names: str | None) -> tuple[Check, ...]:
     if not wanted:
         raise SettingsError("--checks takes names with commas between; `glmserve doctor --list` shows them.")
     return tuple(check for check in ALL if check.name in wanted)
+
+
+def applicable(checks: Sequence[Check], subject: Subject) -> list[Check]:
+    """Those made on a service, or on a folder; the machine's go with both.  Raises SettingsError where none of `checks` is."""
+    found = [check for check in checks if check.subject in (subject, "machine")]
+    if not found:
+        names, examined = ", ".join(check.name for check in checks), {"service": "a running server", "folder": "a model folder"}
+        raise SettingsError(
+            f"--checks {names}: nothing of that can be examined on {examined[subject]}; `glmserve doctor --list` says what can."
+        )
+    return found

@@ -11,7 +11,7 @@ import httpx
 
 from glmserve.models.demo import resolve_model
 from glmserve.protocol.errors import ModelLoadError
-from glmserve.tools.doctor.checklist import select
+from glmserve.tools.doctor.checklist import applicable, select
 from glmserve.tools.doctor.finding import Finding, NotApplicableError, Verdict, skipped
 from glmserve.tools.doctor.gpu import Gpu, GpuReader, ReportedReader, nvml_reader
 from glmserve.tools.doctor.machine import Machine
@@ -61,8 +61,9 @@ async def examine(
         path = _folder(target)
         patient = Patient(machine, True, reader, _gpu(reader, config.gpu), folder=ModelFolder(path))
         about = f"the model folder {path}"
-        findings = await _make([check for check in checks if check.subject != "service"], patient, note)
+        findings = await _make(applicable(checks, "folder"), patient, note)
     else:
+        wanted = applicable(checks, "service")
         service = await recognise(url, config.api_key, config.timeout)
         is_here = machine.has_address(service.host)
         about = _about(service, is_here)
@@ -72,8 +73,7 @@ async def examine(
         patient = Patient(machine, is_here, reader, _gpu(reader, config.gpu, reported))
         sizes = sizes or (QUICK if config.quick else Sizes())
         announce(f"Examining {url}, {sizes.in_words()}")
-        applicable = [check for check in checks if check.subject != "folder"]
-        findings = await _on_service(applicable, patient, service, config, sizes, note)
+        findings = await _on_service(wanted, patient, service, config, sizes, note)
     return Examination(target, about, findings, time.monotonic() - begun)
 
 

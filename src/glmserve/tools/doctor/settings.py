@@ -17,9 +17,13 @@ class DoctorConfig(Settings):
     """Examination"""
 
     checks: str | None = Field(None, description="Names of the checks to make, with commas between. Default: all that apply.")
-    quick: bool = Field(False, description="Send less and wait less: a few seconds in place of up to a minute.")
+    quick: bool = Field(False, description="Send less and wait less: usually a few to 30 s in place of up to a minute.")
     api_key: str | None = Field(None, description="Key, for a server that asks for one.")
-    gpu: int | None = Field(None, ge=0, description="Number of the GPU the server uses. Default: the one whose memory is fullest.")
+    gpu: int | None = Field(
+        None,
+        ge=0,
+        description="Number of the GPU the server uses. Default: the one a glmserve names, else the one with the fullest memory.",
+    )
     timeout: float = Field(30.0, gt=0, description="Seconds until a message is given up.")
 
 

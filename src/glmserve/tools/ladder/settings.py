@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from glmserve.config import EngineConfig, Given, Settings, flag_name
+from glmserve.protocol.errors import SettingsError
 from glmserve.tools.bench.settings import ServeBenchConfig
 from glmserve.tools.ladder.rungs import RUNGS, Rung
 
@@ -64,8 +65,8 @@ class LadderConfig(Settings):
     @field_validator("rungs")
     @classmethod
     def _are_rungs(cls, value: str) -> str:
-        if not _numbers(value) or not _numbers(value) <= RUNGS.keys():
-            raise ValueError("rungs from 0 to 5")
+        if not (numbers := _numbers(value)) or not numbers <= RUNGS.keys():
+            raise SettingsError(f"--rungs cannot be {value!r}: it takes numbers from 0 to {max(RUNGS)}, as 0-3 or 0,3,4.")
         return value
 
     @field_validator("token_ids", "prompt_suffix_ids")
@@ -78,7 +79,7 @@ class LadderConfig(Settings):
     @classmethod
     def _have_known_endings(cls, value: Any) -> Any:
         if strangers := [name for name in value if Path(name).suffix not in SUFFIXES]:
-            raise ValueError(f"{strangers[0]} ends in none of {', '.join(SUFFIXES)}")
+            raise SettingsError(f"--output cannot be {strangers[0]}: its name ends in one of {', '.join(SUFFIXES)}.")
         return value
 
 
@@ -102,9 +103,11 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def _numbers(text: str) -> set[int]:
-    """ "0-2,4" -> {0, 1, 2, 4}.  Raises ValueError."""
+    """ "0-2,4" -> {0, 1, 2, 4}; none where that is no list of numbers."""
     numbers: set[int] = set()
     for part in text.split(","):
-        low, dash, high = part.partition("-")
+        low, dash, high = part.strip().partition("-")
+        if not (low.isdecimal() and (high.isdecimal() or not dash)):
+            return set()
         numbers |= set(range(int(low), int(high if dash else low) + 1))
     return numbers

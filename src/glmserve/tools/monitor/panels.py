@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from glmserve.observe.signals import IDLE, LATENCIES, QUANTILES, SIGNALS, show
+from glmserve.observe.signals import IDLE, LATENCIES, QUANTILES, SIGNALS, Unit, show
 from glmserve.tools.monitor.drawing import StackedBar, color_of, in_order, share_bar, trail_line
 from glmserve.tools.monitor.watched_server import State, WatchedServer
 
@@ -43,8 +43,9 @@ class Trails:
 
 
 def shown(values: Values, name: str) -> str:
-    """A signal's value for people."""
-    return show(values[name], SIGNALS[name].unit)
+    """A signal's value for people.  Of a count that is an average, more than one decimal says nothing."""
+    value, unit = values[name], SIGNALS[name].unit
+    return show(round(value, 1) if value is not None and unit is Unit.COUNT else value, unit)
 
 
 def state_mark(server: WatchedServer) -> Text:
@@ -94,7 +95,7 @@ def speed(values: Values, trails: Trails, width: int) -> RenderableType:
     table.add_row("tokens out", _value(values, "tokens_per_second"), trail_line(trails.tokens_out, room))
     table.add_row("tokens in", _value(values, "prompt_tokens_per_second"), trail_line(trails.tokens_in, room, "#3b82f6"))
     usage = values["kv_usage"]
-    table.add_row("K/V full", _value(values, "kv_usage"), share_bar(usage, room, _alarm_color(usage)) if usage is not None else "")
+    table.add_row("K/V used", _value(values, "kv_usage"), share_bar(usage, room, _alarm_color(usage)) if usage is not None else "")
     return table
 
 

@@ -74,7 +74,7 @@ def _whole(url: str) -> str:
     whole = (url if "://" in url else f"http://{url}").rstrip("/").removesuffix("/metrics")
     try:
         parts = urlsplit(whole)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and " " not in whole and (parts.port is None or parts.port > 0)
     except ValueError:
         usable = False
     if not usable:

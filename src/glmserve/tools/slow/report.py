@@ -24,7 +24,7 @@ def show_slow(source: str, config: SlowConfig) -> None:
     if found.lines:
         console.print(table_of([explained(line) for line in found.lines], with_ids=console.width >= WIDE))
     else:
-        console.print(f"No request took {config.over:g} s or longer.")
+        console.print(f"No request took {config.over:g} s or longer." if config.over else "No request has ended so far.")
     console.print(*refused(found), sep="\n", end="\n" if found.refusals else "", markup=False)
 
 

@@ -14,7 +14,7 @@ from glmserve.tools.doctor.gpu import Gpu
 from glmserve.tools.doctor.patient import Patient
 from glmserve.tools.doctor.weight_files import fault_of, is_lfs_pointer
 
-FETCH = "Download it again, whole: `huggingface-cli download REPO --local-dir FOLDER` goes on where it stopped."
+FETCH = "Download it again, whole: `hf download REPO --local-dir FOLDER` goes on where it stopped."
 SERVED = (
     "This server knows ChatGLM-6B (model_type chatglm, the first generation) and plain Llama shapes. vLLM serves ChatGLM2, 3 and GLM-4."
 )

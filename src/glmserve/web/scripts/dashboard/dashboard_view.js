@@ -3,7 +3,7 @@
 import { ApiError, call } from "../api/client.js";
 import { connection } from "../api/connection.js";
 import { element } from "../page/element.js";
-import { onLanguage, say } from "../page/language.js";
+import { canSay, onLanguage, say } from "../page/language.js";
 import { UNKNOWN, bytes, count, duration, percent } from "../page/numbers.js";
 import { Exposition } from "./exposition.js";
 import { Figure } from "./figure.js";
@@ -139,7 +139,7 @@ export class DashboardView {
   #showService(last) {
     const reasons = Object.entries(last.done).filter(([, number]) => number > 0);
     const total = reasons.reduce((sum, [, number]) => sum + number, 0);
-    const byReason = reasons.map(([reason, number]) => `${reason} ${count(number)}`).join(", ");
+    const byReason = reasons.map(([reason, number]) => `${canSay(`done_${reason}`) ? say(`done_${reason}`) : reason} ${count(number)}`).join(", ");
     const facts = [
       ["requests_done", "done", total, byReason ? `${count(total)} (${byReason})` : count(total)],
       ["output_total", "output_tokens", last.outputTokens, count(last.outputTokens)],

@@ -78,6 +78,7 @@ function reasonOf(request) {
     decode: span("decode"),
     stall: span("prefill_stall"),
     preempted: span("preempted"),
+    turn: span("turn"),
     admission: span("admission"),
     tokenize: span("tokenize"),
     client: span("slow_client"),
@@ -96,13 +97,18 @@ function causeNode(cause) {
   return canSay(`cause_${cause}`) ? element("span", { class: "tag", text: say(`cause_${cause}`) }) : null;
 }
 
+/** A narrow screen has no heads of columns: there the figure's name stands before it. */
+function figure(key, text) {
+  return element("td", { class: "number", text, "data-head": say(key) });
+}
+
 function rowOf(request) {
   const when = request.timestamp ? new Date(request.timestamp).toLocaleTimeString("en-GB") : "";
   const cells = [
     element("td", { text: when, title: request.request_id }),
-    element("td", { class: "number", text: duration(request.e2e_seconds ?? null) }),
-    element("td", { class: "number", text: duration(request.first_token_seconds ?? null) }),
-    element("td", { class: "number", text: `${count(request.prompt_tokens ?? null)} / ${count(request.completion_tokens ?? null)}` }),
+    figure("slow_total", duration(request.e2e_seconds ?? null)),
+    figure("slow_first", duration(request.first_token_seconds ?? null)),
+    figure("slow_size", `${count(request.prompt_tokens ?? null)} / ${count(request.completion_tokens ?? null)}`),
     element("td", {}, causeNode(request.cause), reasonOf(request)),
   ];
   return element("tr", {}, ...cells);
