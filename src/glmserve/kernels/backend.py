@@ -37,6 +37,7 @@ __all__ = [
     "interpreting",
     "next_power_of_2",
     "on_gpu",
+    "prefetch_rows",
     "tl",
     "triton",
     "use_triton",
@@ -85,6 +86,16 @@ def _has_early_start(device: torch.device) -> bool:
 def has_large_shared_memory(device: torch.device) -> bool:
     """Whether three stages of 64 keys and values of 128 numbers fit: on A100 and Hopper, not on sm_86 and sm_89."""
     return device.type == "cuda" and torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor >= 160 * 1024
+
+
+@triton.jit
+def prefetch_rows(row_at, BYTES: tl.constexpr):
+    """Ask for the first BYTES, 128 times a power of two, at each of these addresses; they go no further than the L2 cache.
+
+    For a kernel that was started early: waiting, it keeps the memory busy for itself, and needs neither registers nor shared memory for it.
+    """
+    address = row_at.to(tl.int64)[:, None] + (tl.arange(0, BYTES // 128) * 128)[None, :]
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1)
 
 
 def next_power_of_2(value: int) -> int:

@@ -64,16 +64,9 @@ def _dense_prefill_kernel(
     query = tl.load(query_at + row[:, None] * token_stride + dim[None, :], mask=row_inside, other=0.0)
     stop = tl.minimum(seq_len, tl.maximum(context_len, first_row + TILE))
     seen_by_all = tl.minimum(seq_len, tl.maximum(context_len, first_row + 1)) // TILE * TILE  # in whole tiles: no mask there
-    best = tl.full([TILE], -1e30, tl.float32)
-    total = tl.zeros([TILE], tl.float32)
-    mix = tl.zeros([TILE, DIM_BLOCK], tl.float32)
-    best, total, mix = attend_keys(
-        query, best, total, mix, 0, seen_by_all, seq_len, row, context_len, key_at, value_at, token_stride, 0, 0, scale_log2,
-        HEAD_DIM, DIM_BLOCK, TILE, 0, FLOAT32_DOT, 3 if ROOM else 2, False,
-    )  # fmt: skip
-    best, total, mix = attend_keys(
-        query, best, total, mix, seen_by_all, stop, seq_len, row, context_len, key_at, value_at, token_stride, 0, 0, scale_log2,
-        HEAD_DIM, DIM_BLOCK, TILE, 0, FLOAT32_DOT, 1, True,
+    mixed = attend_keys(
+        query, seen_by_all, stop, row, context_len, key_at, value_at, token_stride, 0, 0, scale_log2,
+        TILE, HEAD_DIM, DIM_BLOCK, TILE, 0, FLOAT32_DOT, 3 if ROOM else 2,
     )  # fmt: skip
     out_at = out_ptr + ((start + row).to(tl.int64) * num_heads + head)[:, None] * HEAD_DIM + dim[None, :]
-    tl.store(out_at, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)
+    tl.store(out_at, mixed.to(out_ptr.dtype.element_ty), mask=row_inside)

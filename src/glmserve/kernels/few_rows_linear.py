@@ -19,6 +19,7 @@ from glmserve.kernels.backend import (
     interpreting,
     next_power_of_2,
     on_gpu,
+    prefetch_rows,
     tl,
     triton,
     use_triton,
@@ -29,6 +30,7 @@ _MOST_ROWS = 64  # beyond, a library's product is faster
 _PROGRAMS_WANTED = 192
 _MAX_SPLITS = 8
 _BLOCK = 1024
+_AHEAD = 512  # bytes of each weight row that a program asks for while it waits; more gets in the way of those that run
 
 
 def serves_few_rows(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None) -> bool:
@@ -70,7 +72,8 @@ def _launch(
     _few_rows_kernel[(triton.cdiv(out_features, outputs), splits)](
         x, weight, weight if scale is None else scale, weight if bias is None else bias, out, rows, out_features,
         IN_FEATURES=in_features, SPAN=span, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=outputs, COLUMNS=columns, STAGES=stages,
-        FORMAT=form, HAS_BIAS=bias is not None, GELU=gelu, PLAIN_STEPS=interpreting(), num_warps=4, **early_start(x),
+        FORMAT=form, HAS_BIAS=bias is not None, GELU=gelu, PLAIN_STEPS=interpreting(),
+        AHEAD=_AHEAD if span * weight.element_size() % _AHEAD == 0 else 0, num_warps=4, **early_start(x),
     )  # fmt: skip
     return out
 
@@ -88,7 +91,8 @@ def _tile(form: int, rows: int, span: int, device: torch.device) -> tuple[int, i
 def _few_rows_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, rows, out_features,
     IN_FEATURES: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-    FORMAT: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, PLAIN_STEPS: tl.constexpr, EARLY: tl.constexpr,
+    FORMAT: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, PLAIN_STEPS: tl.constexpr, AHEAD: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -99,6 +103,8 @@ def _few_rows_kernel(
     weight_at = weight_ptr + output.to(tl.int64)[:, None] * STORED + (split * SPAN + column)[None, :]
     x_at = x_ptr + row[:, None] * IN_FEATURES + (split * SPAN + column)[None, :]
     if EARLY:
+        if AHEAD > 0:
+            prefetch_rows(weight_ptr + tl.minimum(output, out_features - 1).to(tl.int64) * STORED + split * SPAN, AHEAD)
         gdc_wait()
     total = tl.zeros([OUTPUTS, ROWS], tl.float32)
     for start in tl.range(0, SPAN, COLUMNS, num_stages=STAGES):

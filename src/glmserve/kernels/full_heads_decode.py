@@ -12,7 +12,7 @@ import functools
 
 import torch
 
-from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
 from glmserve.kernels.paged_decode import num_key_splits
 from glmserve.kernels.scaled_rows import TILE, ScaledRows
 
@@ -51,6 +51,7 @@ def full_heads_decode(
     out_scale = qkv.new_empty((num_seqs, num_heads), dtype=torch.float32) if rounds else out
     parts = qkv.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32) if splits > 1 else out
     part_scales = qkv.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
+    key_bytes = head_dim * key_cache.element_size()
     stages, num_warps = _stages_and_warps(key_cache, num_seqs, splits)
     arrivals = _arrivals(num_seqs * num_heads, qkv.device) if splits > 1 else seq_lens
     _full_heads_kernel[(num_heads, num_seqs, splits)](
@@ -59,7 +60,8 @@ def full_heads_decode(
         num_heads,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
         BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=stages, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits),
-        ROUNDS=rounds, num_warps=num_warps, **early_start(qkv),
+        ROUNDS=rounds,
+        KEY_BYTES=key_bytes if key_bytes in (128, 256) else 0, num_warps=num_warps, **early_start(qkv),
     )  # fmt: skip
     return ScaledRows(out, out_scale) if rounds else out
 
@@ -82,7 +84,8 @@ def _full_heads_kernel(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, out_scale_ptr,
     part_ptr, part_scale_ptr, arrival_ptr, scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr, ROUNDS: tl.constexpr, EARLY: tl.constexpr,
+    KEYS: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr, ROUNDS: tl.constexpr,
+    KEY_BYTES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
@@ -102,6 +105,12 @@ def _full_heads_kernel(
     start = split * keys_a_split
     stop = tl.minimum(num_old, start + keys_a_split)
     if EARLY:
+        if KEY_BYTES > 0:  # the first round's keys and values
+            ahead = tl.minimum(start + lane, tl.maximum(num_old - 1, 0))
+            ahead_block = tl.load(table_ptr + seq * table_s0 + ahead // BLOCK_SIZE).to(tl.int64)
+            ahead_at = ahead_block * cache_s0 + ahead % BLOCK_SIZE * cache_s1 + head * cache_s2
+            prefetch_rows(key_ptr + ahead_at, KEY_BYTES)
+            prefetch_rows(value_ptr + ahead_at, KEY_BYTES)
         gdc_wait()
         gdc_launch_dependents()
     query_at = qkv_ptr + seq.to(tl.int64) * qkv_stride + head * HEAD_DIM

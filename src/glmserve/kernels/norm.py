@@ -162,8 +162,8 @@ def _residual_layer_norm_kernel(
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if EARLY:
+        gdc_launch_dependents()  # the next product's programs may come and ask for their weights
         gdc_wait()
-        gdc_launch_dependents()
     total = tl.load(parts_ptr + row + columns, mask=inside, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         total += tl.load(parts_ptr + part * num_tokens * hidden_size + row + columns, mask=inside, other=0.0).to(tl.float32)

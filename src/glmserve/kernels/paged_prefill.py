@@ -72,16 +72,9 @@ def _paged_prefill_kernel(
     table_at = table_ptr + seq * table_s0
     stop = tl.minimum(seq_len, tl.maximum(context_len, first_position + TILE))
     seen_by_all = tl.minimum(seq_len, tl.maximum(context_len, first_position + 1)) // TILE * TILE  # in whole tiles: no mask there
-    best = tl.full([TILE], -1e30, tl.float32)
-    total = tl.zeros([TILE], tl.float32)
-    mix = tl.zeros([TILE, DIM_BLOCK], tl.float32)
-    best, total, mix = attend_keys(
-        query, best, total, mix, 0, seen_by_all, seq_len, position, context_len, key_at, value_at, cache_s1, table_at, cache_s0, scale_log2,
-        HEAD_DIM, DIM_BLOCK, TILE, BLOCK_SIZE, FLOAT32_DOT, 3 if ROOM else 2, False,
-    )  # fmt: skip
-    best, total, mix = attend_keys(
-        query, best, total, mix, seen_by_all, stop, seq_len, position, context_len, key_at, value_at, cache_s1, table_at, cache_s0,
-        scale_log2, HEAD_DIM, DIM_BLOCK, TILE, BLOCK_SIZE, FLOAT32_DOT, 1, True,
+    mixed = attend_keys(
+        query, seen_by_all, stop, position, context_len, key_at, value_at, cache_s1, table_at, cache_s0, scale_log2,
+        TILE, HEAD_DIM, DIM_BLOCK, TILE, BLOCK_SIZE, FLOAT32_DOT, 3 if ROOM else 2,
     )  # fmt: skip
     out_at = out_ptr + (query_start + row).to(tl.int64)[:, None] * out_s0 + head * out_s1 + dim[None, :]
-    tl.store(out_at, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=row_inside)
+    tl.store(out_at, mixed.to(out_ptr.dtype.element_ty), mask=row_inside)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import torch
 
 from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch
-from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, interpreting, next_power_of_2, tl, triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, interpreting, next_power_of_2, prefetch_rows, tl, triton
 from glmserve.kernels.scaled_rows import TILE, ScaledRows
 
 _MOST_ROWS = 64
 _PROGRAMS_WANTED = 192
 _MAX_SPLITS = 4
 _STAGES = 4
+_AHEAD = 2  # tiles of each weight row that a program asks for while it waits
 
 
 def serves_scaled_few_rows(num_rows: int, weight: torch.Tensor) -> bool:
@@ -71,7 +72,8 @@ def _launch(
         x.values, x.scale, weight, scale, scale if bias is None else bias, out, scale if out_scale is None else out_scale,
         rows, out_features, IN_FEATURES=in_features, SPAN=in_features // splits, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=outputs,
         COLUMNS=TILE, STAGES=_STAGES, BY_TILE=by_tile, HAS_BIAS=bias is not None, GELU=out_scale is not None,
-        PLAIN_STEPS=interpreting(), num_warps=4 if out_scale is None else 8, **early_start(x.values),
+        PLAIN_STEPS=interpreting(), AHEAD=_AHEAD if in_features // splits % (_AHEAD * TILE) == 0 else 0,
+        num_warps=4 if out_scale is None else 8, **early_start(x.values),
     )  # fmt: skip
     return out
 
@@ -80,18 +82,22 @@ def _launch(
 def _scaled_few_rows_kernel(
     x_ptr, x_scale_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, out_scale_ptr, rows, out_features,
     IN_FEATURES: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-    BY_TILE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, PLAIN_STEPS: tl.constexpr, EARLY: tl.constexpr,
+    BY_TILE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, PLAIN_STEPS: tl.constexpr, AHEAD: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     inside, row_inside = output < out_features, row < rows
     # No mask for the weights: the last program's spare outputs read the last row again.
-    weight_at = weight_ptr + tl.minimum(output, out_features - 1).to(tl.int64)[:, None] * IN_FEATURES + (split * SPAN + column)[None, :]
+    weight_row_at = weight_ptr + tl.minimum(output, out_features - 1).to(tl.int64) * IN_FEATURES + split * SPAN
+    weight_at = weight_row_at[:, None] + column[None, :]
     x_at = x_ptr + row[:, None] * IN_FEATURES + (split * SPAN + column)[None, :]
     TILES: tl.constexpr = IN_FEATURES // COLUMNS
     x_scale_at = x_scale_ptr + row * TILES + split * (SPAN // COLUMNS)
     if EARLY:
+        if AHEAD > 0:
+            prefetch_rows(weight_row_at, AHEAD * COLUMNS)
         gdc_wait()
     total = tl.zeros([OUTPUTS, ROWS], tl.float32)
     for tile in tl.range(0, SPAN // COLUMNS, num_stages=STAGES):
