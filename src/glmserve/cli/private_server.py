@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,15 +31,34 @@ def private_server(model: str, start_timeout: float, flags: Sequence[str] = (), 
     environ = {**os.environ, "GLMSERVE_API_KEY": ""} if keyless else None
     with tempfile.TemporaryFile() as log:
         # a session of its own, so that a Ctrl-C meant for the answer does not reach the server
-        process = subprocess.Popen(
-            [*command, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
-        )
+        process: subprocess.Popen[bytes] | None = None
         try:
+            with _interrupt_postponed():
+                process = subprocess.Popen(
+                    [*command, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ, start_new_session=True
+                )
             url = f"http://127.0.0.1:{port}"
             _wait_until_ready(process, url, log, start_timeout)
             yield url
         finally:
-            _stop(process)
+            if process is not None:
+                _stop(process)
+
+
+@contextmanager
+def _interrupt_postponed() -> Iterator[None]:
+    """A Ctrl-C that comes while a process is being started takes effect after that, when there is somebody who can end it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: IO[bytes], timeout: float) -> None:

@@ -2,7 +2,8 @@
 
 A program owns some outputs and streams their weights; the rows are the narrow side.  The rows' scales come by row or by tile of 128
 columns (`ScaledRows`), so that each kernel in front can round what it makes without having seen the whole row: GELU's result leaves here
-as such tiles again.  Twin: `scaled_few_rows_torch`.
+as such tiles again.  The matrix units add products of fp8 in few bits, so what each tile of columns gives is added up in float32.
+Twin: `scaled_few_rows_torch`.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _scaled_few_rows_kernel(
             x_scale = tl.load(x_scale_at + tile, mask=row_inside, other=0.0)
             total += tl.dot(weight, tl.trans(x)) * x_scale[None, :]
         else:
-            total = tl.dot(weight, tl.trans(x), total)
+            total = tl.dot(weight, tl.trans(x), total, max_num_imprecise_acc=COLUMNS)
     if EARLY:
         gdc_launch_dependents()  # not sooner: the next kernel's waiting programs would take the shared memory of this one's
     if not BY_TILE:
