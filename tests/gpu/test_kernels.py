@@ -31,6 +31,7 @@ def test_activations(dtype: torch.dtype, num_tokens: int, width: int) -> None:
 )
 def test_rotary_store(dtype: torch.dtype, num_tokens: int, heads: int, kv_heads: int, dim: int, axes: int, by_head: bool) -> None:
     cases.check_rotary_store(Device("cuda", dtype, seed=dim), num_tokens, heads, kv_heads, dim, axes, by_head)
+    cases.check_finish_rotary_store(Device("cuda", dtype, seed=dim), num_tokens, heads, kv_heads, dim, axes, by_head)
 
 
 @pytest.mark.parametrize("by_head", [False, True])

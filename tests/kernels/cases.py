@@ -263,6 +263,25 @@ def check_decode(
     assert_close(out, reference, on.dtype)
 
 
+def check_finish_rotary_store(on: Device, num_tokens: int, heads: int, kv_heads: int, dim: int, axes: int, by_head: bool) -> None:
+    """q|k|v that comes as a product of fp8 levels."""
+    width, num_blocks = (heads + 2 * kv_heads) * dim, -(-num_tokens // 16) + 2
+    levels = on.randn(num_tokens, width, dtype=torch.bfloat16) * 30
+    scales = (on.randn(num_tokens, dtype=torch.float32).abs() / 30, on.randn(width, dtype=torch.float32).abs())
+    product = scaled_rows.ScaledProduct(levels, *scales, on.randn(width))
+    angles = on.randn(num_tokens, axes, dim // (2 * axes), dtype=torch.float32) * 10
+    slots = torch.randperm(num_blocks * 16, generator=on.generator, device=on.name)[:num_tokens]
+    cache = paged_cache(on, num_blocks, 16, heads=kv_heads, dim=dim, by_head=by_head)
+    twin = tuple(tensor.clone() for tensor in cache)
+    finished = scaled_rows.finish_torch(*product, on.dtype).view(num_tokens, -1, dim)
+    reference = rotary_store.rotate_and_store_torch(finished, angles.cos(), angles.sin(), *twin, slots, heads)
+    out = rotary_store.finish_rotate_and_store(product, angles.cos(), angles.sin(), *cache, slots, heads)
+    assert_close(out[:, : heads + kv_heads], reference, on.dtype)
+    assert_close(out[:, heads + kv_heads :], finished[:, heads + kv_heads :], on.dtype)
+    for written, expected in zip(cache, twin, strict=True):
+        assert_close(written, expected, on.dtype)
+
+
 def check_full_heads_decode(
     on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool, splits: int | None,
     cache_dtype: torch.dtype | None = None, rounds: bool = False,

@@ -34,6 +34,9 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "rotary_store":
             cases.check_rotary_store(on, 5, 2, 2, 8, axes=2, by_head=by_head)
             cases.check_rotary_store(on, 5, 4, 2, 32, axes=1, by_head=by_head)
+        case "finish_rotary_store":
+            cases.check_finish_rotary_store(on, 5, 2, 2, 8, axes=2, by_head=by_head)
+            cases.check_finish_rotary_store(on, 5, 4, 2, 32, axes=1, by_head=by_head)
         case "one_row_linear":
             cases.check_one_row_linear(on, 96, 70, with_bias=by_head, gelu=by_head)
             cases.check_one_row_linear(on, 80, 70, with_bias=not by_head, gelu=by_head)

@@ -15,6 +15,7 @@ CASES = [
     "rms_norm",
     "activations",
     "rotary_store",
+    "finish_rotary_store",
     "one_row_linear",
     "few_rows_linear",
     "decode_rows",

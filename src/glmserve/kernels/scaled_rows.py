@@ -35,6 +35,26 @@ class ScaledRows(NamedTuple):
         return self.values.float() * scale
 
 
+class ScaledProduct(NamedTuple):
+    """A product of levels with all that is still to be done to it: the numbers are levels * row_scale * column_scale + bias.
+
+    levels: bfloat16 [rows, width]; row_scale: float32 [rows]; column_scale: float32 [width]; bias: [width] in the model's dtype.
+    """
+
+    levels: torch.Tensor
+    row_scale: torch.Tensor
+    column_scale: torch.Tensor
+    bias: torch.Tensor
+
+    def of_rows(self, rows: torch.Tensor) -> ScaledProduct:
+        """Some of the rows, by their places."""
+        return self._replace(levels=self.levels.index_select(0, rows), row_scale=self.row_scale.index_select(0, rows))
+
+    def finished(self) -> torch.Tensor:
+        """[rows, width] in the bias' dtype."""
+        return finish(self.levels, self.row_scale, self.column_scale, self.bias, self.bias.dtype)
+
+
 def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
     """bfloat16 [rows, out_features]: the product of the levels, to be multiplied by both scales.
 

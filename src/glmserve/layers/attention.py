@@ -18,8 +18,8 @@ from glmserve.kernels.full_heads_decode import full_heads_decode
 from glmserve.kernels.paged_attention import paged_attention_torch
 from glmserve.kernels.paged_decode import paged_decode_attention
 from glmserve.kernels.paged_prefill import paged_prefill_attention
-from glmserve.kernels.rotary_store import rotate_and_store
-from glmserve.kernels.scaled_rows import TILE, ScaledRows
+from glmserve.kernels.rotary_store import finish_rotate_and_store, rotate_and_store
+from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +73,31 @@ class NewestTokens:
 
 
 def attention(
-    qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int, scale: float, rounds: bool = False
+    qkv: torch.Tensor | ScaledProduct,
+    cache: LayerCache,
+    metadata: AttentionMetadata,
+    num_heads: int,
+    scale: float,
+    rounds: bool = False,
 ) -> torch.Tensor | ScaledRows:
     """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim].
 
     With `rounds` the result may come in fp8, with a scale for each head.  On a GPU `qkv` may be overwritten.
     """
     decodes = metadata.query_starts is None
-    if decodes and use_triton(qkv) and qkv.shape[1] == 3 * num_heads:
-        return full_heads_decode(
-            qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens, scale,
-            rounds=rounds and qkv.shape[2] == TILE,
-        )  # fmt: skip
-    rotated = rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
-    query, key, value = rotated[:, :num_heads], rotated[:, num_heads:], qkv[:, rotated.shape[1] :]
-    if not on_gpu(qkv):
+    if decodes:
+        qkv = _finished(qkv, cache)
+        if use_triton(qkv) and qkv.shape[1] == 3 * num_heads:
+            return full_heads_decode(
+                qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens,
+                scale, rounds=rounds and qkv.shape[2] == TILE,
+            )  # fmt: skip
+    query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
+    if not on_gpu(query):
         out = _attention_on_cpu(query, cache, metadata, scale)
     elif decodes:
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
-    elif metadata.whole and use_triton(qkv):
+    elif metadata.whole and use_triton(query):
         assert metadata.query_starts is not None and metadata.context_lens is not None
         out = dense_prefill_attention(query, key, value, metadata.query_starts, metadata.context_lens, metadata.max_query_len, scale)
     else:
@@ -104,20 +110,44 @@ def attention(
 
 
 def attention_of_newest(
-    qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, newest: NewestTokens, num_heads: int, scale: float
+    qkv: torch.Tensor | ScaledProduct,
+    cache: LayerCache,
+    metadata: AttentionMetadata,
+    newest: NewestTokens,
+    num_heads: int,
+    scale: float,
 ) -> torch.Tensor | ScaledRows:
     """Rotate and store all tokens of a prefill step, but attend for its newest ones alone: [num_sampling, num_heads * head_dim].
 
     qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.
     """
-    picked = qkv.index_select(0, newest.rows)  # before the rotation, which may be in place and which decoding does itself
+    # before the rotation, which may be in place and which decoding does itself
+    picked = qkv.of_rows(newest.rows) if isinstance(qkv, ScaledProduct) else qkv.index_select(0, newest.rows)
     store_keys_and_values(qkv, cache, metadata, num_heads)
     return attention(picked, cache, newest.metadata, num_heads, scale)
 
 
-def store_keys_and_values(qkv: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:
+def store_keys_and_values(qkv: torch.Tensor | ScaledProduct, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:
     """Rotate and store without attending, where nothing reads the result."""
-    rotate_and_store(qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
+    _rotated_and_stored(qkv, cache, metadata, num_heads)
+
+
+def _finished(qkv: torch.Tensor | ScaledProduct, cache: LayerCache) -> torch.Tensor:
+    return qkv.finished().view(qkv.levels.shape[0], -1, cache.key.shape[3]) if isinstance(qkv, ScaledProduct) else qkv
+
+
+def _rotated_and_stored(
+    qkv: torch.Tensor | ScaledProduct, cache: LayerCache, metadata: AttentionMetadata, num_heads: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Queries and keys, rotated, and values; keys and values are in the cache too."""
+    num_rotated = num_heads + cache.key.shape[2]
+    where = (metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, num_heads)
+    if isinstance(qkv, ScaledProduct) and use_triton(qkv.levels):
+        rotated = qkv = finish_rotate_and_store(qkv, *where)
+    else:
+        qkv = _finished(qkv, cache)
+        rotated = rotate_and_store(qkv, *where)
+    return rotated[:, :num_heads], rotated[:, num_heads:num_rotated], qkv[:, num_rotated:]
 
 
 def _attention_on_cpu(query: torch.Tensor, cache: LayerCache, metadata: AttentionMetadata, scale: float) -> torch.Tensor:

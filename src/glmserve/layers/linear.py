@@ -69,6 +69,10 @@ class Linear(nn.Module):
         columns = self.in_features // 2
         return torch.bmm(x.view(-1, 2, columns).transpose(0, 1), self.weight.view(-1, 2, columns).permute(1, 2, 0))
 
+    def unfinished(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
+        """The product; nothing is left to do."""
+        return self.forward(x)
+
     def takes_scaled(self, num_rows: int, device: torch.device) -> bool:
         """Never: its rows stay in the model's dtype."""
         return False

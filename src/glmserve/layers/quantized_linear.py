@@ -18,7 +18,7 @@ from glmserve.kernels.norm import Summands
 from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
 from glmserve.kernels.quantized_linear import dequantize, quantized_linear_torch
 from glmserve.kernels.scaled_few_rows import scaled_few_rows, scaled_few_rows_gelu, scaled_few_rows_parts, serves_scaled_few_rows
-from glmserve.kernels.scaled_rows import TILE, ScaledRows, finish, finish_gelu, scale_rows, scaled_product
+from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows, finish, finish_gelu, scale_rows, scaled_product
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantization import PACKED_DTYPES, packed_columns
 from glmserve.protocol.weight_format import WeightFormat
@@ -81,6 +81,12 @@ class QuantizedLinear(nn.Module):
         if self._is_few(x):
             return Summands(scaled_few_rows_parts(x, self.weight, self.scale), self.bias)
         return Summands(scaled_product(x, self.weight)[None], self.bias, x.scale, self.scale[:, 0])
+
+    def unfinished(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledProduct:
+        """The product, or what its reader has to do to finish it."""
+        if isinstance(x, torch.Tensor) or self._is_few(x) or self.bias is None:
+            return self.forward(x)
+        return ScaledProduct(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias)
 
     def takes_scaled(self, num_rows: int, device: torch.device) -> bool:
         """Whether the product wants so many rows in fp8: whoever makes them had better round them at once."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glmserve.kernels.norm import Summands, residual_layer_norm, residual_layer_norm_scaled
-from glmserve.kernels.scaled_rows import ScaledRows
+from glmserve.kernels.scaled_rows import ScaledProduct, ScaledRows
 from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantized_linear import QuantizedLinear, make_linear
@@ -138,10 +138,10 @@ class Block(nn.Module):
         b, rows = self.post_attention_layernorm.for_product(self.dense_h_to_4h, self.dense.summands(mixed), a)
         return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(rows)), b
 
-    def _qkv(self, rows: torch.Tensor | ScaledRows) -> torch.Tensor:
-        """[num_tokens, hidden_size] -> [num_tokens, 3 * num_heads, head_dim]."""
-        qkv: torch.Tensor = self.query_key_value(rows)
-        return qkv.view(-1, 3 * self.num_heads, self.head_dim)
+    def _qkv(self, rows: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledProduct:
+        """[num_tokens, hidden_size] -> [num_tokens, 3 * num_heads, head_dim], or what is still to be finished."""
+        qkv = self.query_key_value.unfinished(rows)
+        return qkv if isinstance(qkv, ScaledProduct) else qkv.view(-1, 3 * self.num_heads, self.head_dim)
 
 
 class LayerNorm(nn.Module):
