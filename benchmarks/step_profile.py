@@ -23,7 +23,7 @@ from glmserve.engine.loading import LoadedEngine, load_engine
 from glmserve.kernels.decode_rows import NUM_FIELDS, POSITION, SECOND_POSITION, SEQ_LEN, SLOT, TOKEN_ID
 from glmserve.models.floor import Chip, head_values, layer_values
 from glmserve.protocol.sampling_params import SamplingParams
-from glmserve.runner.chip import measure_chip, seconds_of
+from glmserve.runner.chip import measure_chip, product_dtype, seconds_of
 
 HERE = Path(__file__).resolve().parent
 STEPS = 10
@@ -45,7 +45,8 @@ def main() -> None:
     flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
     config, _ = load_serve_settings(flags, environ={})
     loaded = load_engine(config, lambda text: print(text, file=sys.stderr))
-    chip = measure_chip(loaded.runner.device, torch.bfloat16)
+    device = loaded.runner.device
+    chip = measure_chip(device, product_dtype(config.quantization, torch.bfloat16, device))
     print(f"{chip.name}: copy {chip.bytes_per_second / 1e12:.2f} TB/s, matrix product {chip.flops_per_second / 1e12:.0f} TFLOP/s; {flags}")
     for rows in map(int, own.rows.split(",")):
         print(table(loaded, rows, own.context, chip), flush=True)

@@ -67,10 +67,11 @@ def test_prefill_attention(
         cases.check_prefill(Device("cuda", dtype, seed=dim), query_lens, seq_lens, context_lens, heads, kv_heads, dim, by_head)
 
 
-@pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64)])
+@pytest.mark.parametrize("heads,kv_heads,dim", [(32, 32, 128), (32, 4, 128), (4, 4, 16), (2, 2, 8), (9, 3, 64)])
 @pytest.mark.parametrize("seq_lens,context_lens", [
     ([1], [0]),
     ([1900, 1900], [1900, 1899]),
+    ([3, 700, 64, 1, 1500, 512, 129], [2, 0, 64, 1, 1499, 300, 128]),
     ([3, 129, 64, 1, 130, 65], [3, 0, 63, 1, 65, 64]),
 ])  # fmt: skip
 def test_dense_prefill(dtype: torch.dtype, seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int) -> None:

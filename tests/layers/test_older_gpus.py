@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmserve.kernels import backend, few_rows_linear
+from glmserve.kernels import backend, few_rows_linear, hopper_prefill
 from glmserve.layers import quantized_linear
 from glmserve.layers.quantized_linear import QuantizedLinear
 
@@ -28,7 +28,7 @@ def chip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     properties = SimpleNamespace(shared_memory_per_multiprocessor=shared_memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    caches = (backend.has_large_shared_memory, backend._has_early_start, quantized_linear._multiplies_fp8)
+    caches = (backend.has_large_shared_memory, backend._has_early_start, quantized_linear._multiplies_fp8, hopper_prefill._is_hopper)
     for cache in caches:
         cache.cache_clear()
     yield request.param
@@ -42,6 +42,16 @@ def rows(count: int, dtype: torch.dtype = torch.float16) -> Any:
 
 def test_only_hopper_starts_kernels_early(chip: str) -> None:
     assert backend.early_start(rows(1)).get("launch_pdl", False) is (chip == "H100")
+
+
+def test_long_prompts_have_a_kernel_of_their_own_on_hopper_alone(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    query: Any = SimpleNamespace(is_cuda=True, shape=(2000, 32, 128), element_size=lambda: 2, device=torch.device("cuda", 0))
+    assert not hopper_prefill.serves_hopper_prefill(query, 1000), "no Gluon of the tested release on this machine"
+    monkeypatch.setattr(hopper_prefill, "_HAS_GLUON", True)
+    assert hopper_prefill.serves_hopper_prefill(query, 1000) is (chip == "H100")
+    assert not hopper_prefill.serves_hopper_prefill(query, 128)
+    query.shape = (2000, 32, 64)
+    assert not hopper_prefill.serves_hopper_prefill(query, 1000)
 
 
 @pytest.mark.parametrize("form", [0, 2, 3])

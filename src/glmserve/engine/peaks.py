@@ -10,7 +10,7 @@ import torch
 from glmserve.models.floor import StepCosts, head_bytes, layer_bytes
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.messages import EngineReady
-from glmserve.runner.chip import measure_chip_briefly
+from glmserve.runner.chip import measure_chip_briefly, product_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def with_peaks(ready: EngineReady) -> EngineReady:
     device, dtype = torch.device(ready.device), getattr(torch, ready.dtype)
     try:
         with torch.inference_mode():
-            chip = measure_chip_briefly(device, dtype)
+            chip = measure_chip_briefly(device, product_dtype(ready.quantization, dtype, device))
     except torch.OutOfMemoryError:
         logger.warning("no memory is left to measure the device, so MBU and MFU stay 0; a smaller --gpu-memory-utilization leaves some")
         return ready

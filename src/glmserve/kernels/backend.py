@@ -34,6 +34,7 @@ __all__ = [
     "gdc_launch_dependents",
     "gdc_wait",
     "has_large_shared_memory",
+    "has_triton_of",
     "interpreting",
     "next_power_of_2",
     "on_gpu",
@@ -48,6 +49,11 @@ def interpreting() -> bool:
     """True where Triton runs kernels on the CPU (TRITON_INTERPRET=1)."""
     knobs: Any = getattr(triton, "knobs", None)
     return bool(knobs and knobs.runtime.interpret)
+
+
+def has_triton_of(release: str) -> bool:
+    """Whether kernels run on a GPU here and Triton's version begins with `release`."""
+    return bool(_RUNS_HERE and not interpreting() and triton.__version__.startswith(release))
 
 
 def choose_kernels(plain: bool) -> None:

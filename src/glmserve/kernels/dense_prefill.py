@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from glmserve.kernels.backend import has_large_shared_memory, interpreting, next_power_of_2, tl, triton
+from glmserve.kernels.hopper_prefill import hopper_prefill_attention, serves_hopper_prefill
 from glmserve.kernels.prefill_keys import attend_keys
 
 
@@ -28,6 +29,8 @@ def dense_prefill_attention(
     strides but a dense last axis, the first two axes' equal for all three.  query_starts: int32 [num_seqs + 1].
     context_lens: int32 [num_seqs], how many of a sequence's first tokens all of its tokens see; beyond them each sees those up to itself.
     """
+    if serves_hopper_prefill(query, max_query_len):
+        return hopper_prefill_attention(query, key, value, query_starts, context_lens, max_query_len, scale)
     num_heads, head_dim = query.shape[1:]
     assert query.stride() == key.stride() == value.stride() and query.stride(1) == head_dim  # one set of addresses serves all
     out = query.new_empty(query.shape)

@@ -16,7 +16,7 @@ from glmserve.llm import LLM
 from glmserve.models.floor import Chip, Workload
 from glmserve.offline_bench.run import DTYPES, HEAD, heading, markdown_row, read_workloads, run_workload, time_once
 from glmserve.protocol.errors import GlmserveError
-from glmserve.runner.chip import measure_chip
+from glmserve.runner.chip import measure_chip, product_dtype
 from glmserve.tools.bench.settings import LatencyConfig, ThroughputConfig
 
 
@@ -54,7 +54,8 @@ def _start(engine: EngineConfig) -> tuple[LLM, Chip]:
     settings = engine.model_dump(exclude={"model", "enable_prefix_caching"})
     llm = LLM(engine.model, **settings, enable_prefix_caching=False)  # what is measured is computing, not remembering
     ready = llm.engine.ready
-    chip = measure_chip(torch.device(ready.device), DTYPES[ready.dtype])
+    device = torch.device(ready.device)
+    chip = measure_chip(device, product_dtype(ready.quantization, DTYPES[ready.dtype], device))
     print("\n".join(heading(llm, chip)), flush=True)
     return llm, chip
 

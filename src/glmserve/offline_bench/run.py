@@ -26,10 +26,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def run_workload(llm: LLM, workload: Workload, chip: Chip) -> dict[str, Any]:
     """Figures of one workload: greedy, the end token ignored, the best of its repeats, each with prompts of its own."""
     device = torch.device(llm.engine.ready.device)
-    spent_before = msgspec.structs.replace(llm.engine.stats().gpu_time_seconds)
     with Utilization(device) as utilization:
-        seconds = [time_once(llm, workload, seed) for seed in range(workload.repeats)]
-    best = min(seconds)
+        runs = [_timed(llm, workload, seed) for seed in range(workload.repeats)]
+    best, idle = min(runs)
     number_bytes, kv_bytes = (getattr(torch, dtype).itemsize for dtype in (llm.engine.ready.dtype, llm.engine.ready.kv_cache_dtype))
     floor = floor_of(workload, llm.spec, chip, max_num_seqs=llm.config.max_num_seqs, weight_bytes=number_bytes, kv_bytes=kv_bytes)
     return {
@@ -39,14 +38,21 @@ def run_workload(llm: LLM, workload: Workload, chip: Chip) -> dict[str, Any]:
         "output_len": workload.output_len,
         "out_tok_s": workload.num_prompts * workload.output_len / best,
         "in_tok_s": workload.num_prompts * workload.input_len / best,
-        "seconds": seconds,
+        "seconds": [seconds for seconds, _ in runs],
         "floor_seconds": floor.seconds,
         "floor_share": floor.seconds / best,
         "mbu": floor.num_bytes / best / chip.bytes_per_second,
         "mfu": floor.num_flops / best / chip.flops_per_second,
-        "idle": idle_share(spent_before, llm.engine.stats().gpu_time_seconds),
+        "idle": idle,
         "nvml_percent": utilization.mean,
     }
+
+
+def _timed(llm: LLM, workload: Workload, seed: int) -> tuple[float, float]:
+    """Seconds of one run, and its `idle_share`."""
+    spent_before = msgspec.structs.replace(llm.engine.stats().gpu_time_seconds)
+    seconds = time_once(llm, workload, seed)
+    return seconds, idle_share(spent_before, llm.engine.stats().gpu_time_seconds)
 
 
 def idle_share(before: DeviceSeconds, after: DeviceSeconds) -> float:
@@ -101,7 +107,8 @@ def heading(llm: LLM, chip: Chip) -> Iterator[str]:
     loaded = ready.load_seconds.get("total", sum(ready.load_seconds.values()))
     yield f"{ready.model} in {ready.dtype} on {chip.name}, torch {torch.__version__}, loaded in {loaded:.1f} s"
     yield f"weights {ready.weights_bytes / 1e9:.2f} GB; {ready.num_kv_tokens:,} K/V tokens fit; {ready.max_num_seqs} requests at a time"
-    yield f"measured here: copy {chip.bytes_per_second / 1e12:.3g} TB/s, matrix product {chip.flops_per_second / 1e12:.3g} TFLOP/s"
+    kind = " in fp8" if ready.quantization == "fp8" else ""
+    yield f"measured here: copy {chip.bytes_per_second / 1e12:.3g} TB/s, matrix product{kind} {chip.flops_per_second / 1e12:.3g} TFLOP/s"
 
 
 HEAD = "| workload | out tok/s | in tok/s | seconds | share of floor | MBU | MFU | idle | NVML |\n|---|---|---|---|---|---|---|---|---|"

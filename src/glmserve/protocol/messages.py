@@ -124,7 +124,7 @@ class EngineReady(msgspec.Struct, tag="ready", array_like=True):
     kv_cache_bytes: int
     placement: list[list[str]]  # rows of (part, device, size) for people to read
     load_seconds: dict[str, float]
-    device_peak_flops_per_second: float = 0.0  # measured: a large matrix product in `dtype`; 0 where nothing was measured
+    device_peak_flops_per_second: float = 0.0  # measured: a large matrix product in `dtype`, in fp8 if the weights are; 0: not measured
     device_peak_bytes_per_second: float = 0.0  # measured: a large copy, read plus written
     device_uuid: str | None = None  # of a GPU, as NVML spells it
     quantization: WeightFormat = "none"  # what the numbers of the layers' matrices were rounded to

@@ -11,9 +11,15 @@ from typing import Any
 
 import torch
 
+from glmserve.kernels.scaled_rows import ScaledRows, scaled_product
 from glmserve.models.floor import Chip
 
 _LEAST_COPY_BYTES = 2**26
+
+
+def product_dtype(quantization: str, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What a model's matrix products multiply where arithmetic counts: fp8 on a GPU if its weights are fp8, else the model's dtype."""
+    return torch.float8_e4m3fn if quantization == "fp8" and device.type == "cuda" else dtype
 
 
 def measure_chip(device: torch.device, dtype: torch.dtype) -> Chip:
@@ -37,10 +43,19 @@ def measure_chip_briefly(device: torch.device, dtype: torch.dtype) -> Chip:
 def _measure(device: torch.device, dtype: torch.dtype, copy_bytes: int, width: int, repeats: int) -> Chip:
     source = torch.ones(copy_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
     copy = seconds_of(lambda: target.copy_(source), device, repeats)
-    product = seconds_of(lambda: a @ b, device, repeats)
+    product = seconds_of(_product(device, dtype, width), device, repeats)
     return Chip(device_name(device), 2 * source.nbytes / copy, 2 * width**3 / product)
+
+
+def _product(device: torch.device, dtype: torch.dtype, width: int) -> Callable[[], torch.Tensor]:
+    """A matrix product of random numbers, as it is made for that dtype."""
+    if dtype != torch.float8_e4m3fn:
+        a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
+        return lambda: a @ b
+    rows, weight = (torch.randn(width, width, device=device, dtype=torch.bfloat16).to(dtype) for _ in range(2))
+    scaled = ScaledRows(rows, torch.ones(width, device=device))
+    return lambda: scaled_product(scaled, weight)
 
 
 def device_name(device: torch.device) -> str:
