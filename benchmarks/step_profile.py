@@ -29,9 +29,9 @@ HERE = Path(__file__).resolve().parent
 STEPS = 10
 KINDS = {  # what a kernel's name holds -> kind, in this order
     "_full_heads": "attention", "_grouped_heads": "attention", "_merge_splits": "attention, merging splits",
-    "layer_norm": "LayerNorm", "_best_of": "greedy sampling", "gelu": "GELU", "_finish": "fp8 rows", "_dequantize": "dequantizing",
-    "_rows_kernel": "matrix products", "_row_kernel": "matrix products", "gemm": "matrix products", "nvjet": "matrix products",
-    "cutlass": "matrix products", "splitK": "matrix products",
+    "layer_norm": "LayerNorm", "_best_of": "greedy sampling", "gemm": "matrix products", "nvjet": "matrix products",
+    "cutlass": "matrix products", "splitK": "matrix products", "_rows_kernel": "matrix products", "_row_kernel": "matrix products",
+    "_row_packed": "matrix products", "gelu": "GELU", "_finish": "fp8 rows", "_dequantize": "dequantizing",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""How much memory the largest step takes, found by running it."""
+"""How much memory the largest step takes, found by running it, which also compiles the kernels of prompts ahead of the first one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from glmserve.layers.attention import AttentionMetadata
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
 from glmserve.runner.kv_pool import KVPool
+
+_SHORT_PROMPT = 128  # tokens; long prompts may have kernels of their own (kernels/hopper_prefill), and both are wanted
 
 
 def run_largest_step(
@@ -21,17 +23,18 @@ def run_largest_step(
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     pool = KVPool(spec, 2, config.block_size, kv_dtype, device)
-    hidden = model(*_full_prefill(model, spec, max_batched_tokens, config.block_size, device), pool.caches)
+    model(*_prefill(model, spec, [min(_SHORT_PROMPT, spec.max_model_len)], config.block_size, device), pool.caches)
+    full = [spec.max_model_len] * (max_batched_tokens // spec.max_model_len) or [max_batched_tokens]
+    hidden = model(*_prefill(model, spec, full, config.block_size, device), pool.caches)
     logits = model.logits(hidden[: config.max_num_seqs]).float()
     torch.softmax(logits, dim=-1).cumsum(dim=-1)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _full_prefill(
-    model: Model, spec: ModelSpec, num_tokens: int, block_size: int, device: torch.device
+def _prefill(
+    model: Model, spec: ModelSpec, query_lens: list[int], block_size: int, device: torch.device
 ) -> tuple[torch.Tensor, AttentionMetadata]:
-    query_lens = [spec.max_model_len] * (num_tokens // spec.max_model_len) or [num_tokens]
     num_tokens, num_seqs = sum(query_lens), len(query_lens)
     axes = 2 if spec.rotary == "2d" else 1
     cos, sin = model.rotary.lookup(torch.zeros((num_tokens, axes), dtype=torch.int64, device=device))
