@@ -26,9 +26,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def run_workload(llm: LLM, workload: Workload, chip: Chip) -> dict[str, Any]:
     """Figures of one workload: greedy, the end token ignored, the best of its repeats, each with prompts of its own."""
     device = torch.device(llm.engine.ready.device)
-    with Utilization(device) as utilization:
-        runs = [_timed(llm, workload, seed) for seed in range(workload.repeats)]
-    best, idle = min(runs)
+    runs = [_timed(llm, workload, seed, device) for seed in range(workload.repeats)]
+    best, idle, nvml_percent = min(runs, key=lambda run: run[0])
     number_bytes, kv_bytes = (getattr(torch, dtype).itemsize for dtype in (llm.engine.ready.dtype, llm.engine.ready.kv_cache_dtype))
     floor = floor_of(workload, llm.spec, chip, max_num_seqs=llm.config.max_num_seqs, weight_bytes=number_bytes, kv_bytes=kv_bytes)
     return {
@@ -38,21 +37,22 @@ def run_workload(llm: LLM, workload: Workload, chip: Chip) -> dict[str, Any]:
         "output_len": workload.output_len,
         "out_tok_s": workload.num_prompts * workload.output_len / best,
         "in_tok_s": workload.num_prompts * workload.input_len / best,
-        "seconds": [seconds for seconds, _ in runs],
+        "seconds": [seconds for seconds, _, _ in runs],
         "floor_seconds": floor.seconds,
         "floor_share": floor.seconds / best,
         "mbu": floor.num_bytes / best / chip.bytes_per_second,
         "mfu": floor.num_flops / best / chip.flops_per_second,
         "idle": idle,
-        "nvml_percent": utilization.mean,
+        "nvml_percent": nvml_percent,
     }
 
 
-def _timed(llm: LLM, workload: Workload, seed: int) -> tuple[float, float]:
-    """Seconds of one run, and its `idle_share`."""
+def _timed(llm: LLM, workload: Workload, seed: int, device: torch.device) -> tuple[float, float, float | None]:
+    """Seconds of one run, its `idle_share`, and NVML's percent."""
     spent_before = msgspec.structs.replace(llm.engine.stats().gpu_time_seconds)
-    seconds = time_once(llm, workload, seed)
-    return seconds, idle_share(spent_before, llm.engine.stats().gpu_time_seconds)
+    with Utilization(device) as utilization:
+        seconds = time_once(llm, workload, seed)
+    return seconds, idle_share(spent_before, llm.engine.stats().gpu_time_seconds), utilization.mean
 
 
 def idle_share(before: DeviceSeconds, after: DeviceSeconds) -> float:
