@@ -158,10 +158,10 @@ export class ChatView {
     this.archive.remove(conversation.id);
     if (conversation === this.#current) this.#openNew();
     this.#showList();
-    const undo = () => {
+    const undo = async () => {
       this.#conversations.push(conversation);
       this.#sort();
-      this.#keep(conversation);
+      await this.#keep(conversation); // what is listed again outlives the page
       this.#showList();
     };
     toast(say("deleted"), { label: say("undo"), run: undo });
