@@ -12,9 +12,9 @@ import torch
 
 from glmserve.kernels.activation import gelu_tanh_of
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, interpreting, tl, triton
-from glmserve.kernels.packed_levels import INT4, format_of
+from glmserve.kernels.packed_levels import FP8, INT4, INT8, format_of
 
-_LEVELS_A_WORD = {1: 4, 2: 4, 3: 8}
+_LEVELS_A_WORD = {FP8: 4, INT8: 4, INT4: 8}
 
 
 def one_row_packed(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:

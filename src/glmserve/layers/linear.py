@@ -17,7 +17,7 @@ from glmserve.kernels.scaled_rows import ScaledRows
 _FEWEST_CPU_ROWS = 4
 _MOST_EXACT_CPU_ROWS = 16
 # Long rows times a narrow weight leave cuBLAS too few tiles; two products of half the columns are 10% faster (benchmarks/RESULTS.md).
-_SPLIT_COLUMNS = range(8192, 1 << 20, 2)
+_FEWEST_SPLIT_COLUMNS = 8192
 _SPLIT_ROWS = range(65, 257)
 
 
@@ -60,7 +60,8 @@ class Linear(nn.Module):
         assert isinstance(x, torch.Tensor)  # takes_scaled
         if self._packed is None and x.shape[0] > 1 and serves_few_rows(x, self.weight, None):
             return Summands(few_rows_parts(x, self.weight, None), self.bias)
-        if use_triton(x) and x.shape[0] in _SPLIT_ROWS and self.in_features in _SPLIT_COLUMNS:
+        long = self.in_features >= _FEWEST_SPLIT_COLUMNS and self.in_features % 2 == 0
+        if long and use_triton(x) and x.shape[0] in _SPLIT_ROWS:
             return Summands(self._halves(x), self.bias)
         return self.forward(x)
 

@@ -51,8 +51,8 @@ class QuantizedLinear(nn.Module):
         """[num_tokens, in_features] -> [num_tokens, out_features]; in the bias' dtype where the rows are rounded already."""
         dtype = self._dtype_of_product(x)
         if isinstance(x, torch.Tensor):
-            if self.way(x) != "scaled":
-                return self._product(x, gelu=False)
+            if (way := self.way(x)) != "scaled":
+                return self._product(way, x, gelu=False)
             x = scale_rows(x)
         if self._is_few(x):
             return scaled_few_rows(x, self.weight, self.scale, self.bias, dtype)
@@ -61,8 +61,8 @@ class QuantizedLinear(nn.Module):
     def gelu(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledRows:
         """tanh GELU of the product, in one pass where that is possible; as scaled rows where the next product would scale them anyway."""
         if isinstance(x, torch.Tensor):
-            if self.way(x) != "scaled" or self.bias is None:
-                return self._product(x, gelu=True)
+            if (way := self.way(x)) != "scaled" or self.bias is None:
+                return self._product(way, x, gelu=True)
             x = scale_rows(x)
         assert self.bias is not None
         if self._is_few(x) and self.out_features % TILE == 0:
@@ -76,7 +76,7 @@ class QuantizedLinear(nn.Module):
             if way == "few_rows":
                 return Summands(few_rows_parts(x, self.weight, self.scale), self.bias)
             if way != "scaled":
-                return self._product(x, gelu=False)
+                return self._product(way, x, gelu=False)
             x = scale_rows(x)
         if self._is_few(x):
             return Summands(scaled_few_rows_parts(x, self.weight, self.scale), self.bias)
@@ -124,8 +124,7 @@ class QuantizedLinear(nn.Module):
         assert self.bias is not None  # takes_scaled
         return self.bias.dtype
 
-    def _product(self, x: torch.Tensor, gelu: bool) -> torch.Tensor:
-        way = self.way(x)
+    def _product(self, way: Way, x: torch.Tensor, gelu: bool) -> torch.Tensor:
         if way == "one_row":
             return one_row_linear(x, self.weight, self.scale, self.bias, gelu)
         if way == "few_rows":
