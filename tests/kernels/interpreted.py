@@ -48,6 +48,8 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
                     cases.check_few_rows_linear(on, 1, 192, 70, weight_format, extras=by_head)
         case "greedy":
             cases.check_greedy(on, 1, 5000 if by_head else 100)
+        case "nucleus":
+            cases.check_nucleus(on, 9_000 if by_head else 70, 0.1 if by_head else 3.0)
         case "decode_rows":
             cases.check_decode_rows(on, 3, 2 if by_head else 1, 6)
         case "dequantize":

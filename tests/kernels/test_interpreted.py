@@ -21,6 +21,7 @@ CASES = [
     "decode_rows",
     "dequantize",
     "greedy",
+    "nucleus",
     "summed_layer_norm",
     "scaled_layer_norm",
     "scaled_few_rows",

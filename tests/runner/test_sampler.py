@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from glmserve.runner.sampler import Sampler, pick, uniform
+from glmserve.kernels.nucleus import pick
+from glmserve.runner.sampler import Sampler, uniform
 from glmserve.scheduler.request import Request
 from tests.runner.sampling import EOS, VOCAB, request_of, sampled_shares, spec_of
 

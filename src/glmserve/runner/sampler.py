@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from glmserve.kernels.greedy import greedy_ids
+from glmserve.kernels.nucleus import nucleus_ids, pick
 from glmserve.models.spec import ModelSpec
 from glmserve.runner.penalties import PenaltyState
 from glmserve.scheduler.request import Request
-
-MAX_SHORT_LIST = 256  # top_k up to this is served by torch.topk instead of a sort of the whole vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +47,14 @@ class Sampler:
     def sample(self, logits: torch.Tensor, requests: list[Request]) -> Sampled:
         """logits: [len(requests), vocab_size], any float dtype; may be overwritten."""
         num_logprobs = max((r.params.logprobs for r in requests if r.params.logprobs is not None), default=None)
-        if num_logprobs is None and all(r.params.greedy and not _changes_scores(r) for r in requests):
+        changed, methods = any(map(_changes_scores, requests)), {_method(request) for request in requests}
+        if num_logprobs is None and not changed and methods == {"greedy"}:
             return Sampled(greedy_ids(logits, self._invalid_id))
-        scores = logits.float() if logits.dtype != torch.float32 else logits.clone()
-        self._adjust(scores, requests)
+        if num_logprobs is None and not changed and methods == {"nucleus"}:
+            return Sampled(nucleus_ids(logits, self._numbers(requests)[:4], self._invalid_id))
+        scores = logits.to(torch.float32, copy=changed)
+        if changed:
+            self._adjust(scores, requests)
         valid = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))  # of the model's own scores: masks and bias may be infinite
         token_ids = torch.where(valid, self._draw(scores, requests), self._invalid_id)
         self.penalties.count(requests, token_ids)
@@ -77,37 +80,30 @@ class Sampler:
         groups: dict[str, list[int]] = {}
         for row, request in enumerate(requests):
             groups.setdefault(_method(request), []).append(row)
-        if list(groups) == ["greedy"]:
-            return scores.argmax(dim=-1)
+        if len(groups) == 1:
+            return self._draw_by(next(iter(groups)), scores, requests)
         token_ids = torch.empty(len(requests), dtype=torch.int64, device=self.device)
         for method, rows in groups.items():
-            whole = len(rows) == len(requests)
-            index = None if whole else torch.tensor(rows, device=self.device)
-            part = scores if index is None else scores[index]
-            drawn = part.argmax(dim=-1) if method == "greedy" else self._draw_random(method, part, [requests[row] for row in rows])
-            if index is None:
-                return drawn
-            token_ids[index] = drawn
+            index = torch.tensor(rows, device=self.device)
+            token_ids[index] = self._draw_by(method, scores[index], [requests[row] for row in rows])
         return token_ids
 
-    def _draw_random(self, method: str, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
-        numbers = np.array(
-            [
-                (r.params.temperature, r.params.top_p, r.params.min_p, r.params.top_k, uniform(r.seed, r.num_output_tokens))
-                for r in requests
-            ],
-            dtype=np.float32,
-        )
-        temperature, top_p, min_p, top_k, draw = torch.from_numpy(numbers).to(self.device, non_blocking=True).t()[:, :, None]
-        scores = scores / temperature
-        if method == "whole":
-            return pick(torch.softmax(scores, dim=-1), draw)
-        if method == "short_list":
-            short, ids = scores.topk(min(max(r.params.top_k for r in requests), scores.shape[-1]), dim=-1)
-        else:
-            short, ids = scores.sort(dim=-1, descending=True)
-        kept = filter_sorted(short, top_k, top_p, min_p)
-        return ids.gather(1, pick(kept, draw)[:, None])[:, 0]
+    def _draw_by(self, method: str, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
+        if method == "greedy":
+            return scores.argmax(dim=-1)
+        numbers = self._numbers(requests)
+        if method == "nucleus":
+            return nucleus_ids(scores, numbers[:4], -1, masked=True)
+        temperature, top_p, min_p, draw, top_k = numbers[:, :, None].unbind()
+        most = min(max(r.params.top_k for r in requests), scores.shape[-1])
+        best, ids = (scores / temperature).topk(most, dim=-1)
+        place = pick(filter_sorted(best, top_k, top_p, min_p), draw)
+        return ids.gather(1, place[:, None]).squeeze(1)
+
+    def _numbers(self, requests: list[Request]) -> torch.Tensor:
+        """float32 [5, len(requests)]: temperature, top_p, min_p, the draw from [0, 1), top_k."""
+        numbers = [[(p := r.params).temperature, p.top_p, p.min_p, uniform(r.seed, r.num_output_tokens), p.top_k] for r in requests]
+        return torch.from_numpy(np.array(numbers, dtype=np.float32).T.copy()).to(self.device, non_blocking=True)
 
     def _with_logprobs(self, logits: torch.Tensor, token_ids: torch.Tensor, count: int) -> Sampled:
         logprobs = torch.log_softmax(logits, dim=-1)
@@ -132,14 +128,6 @@ def filter_sorted(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
     return probabilities * keep
 
 
-def pick(weights: torch.Tensor, draw: torch.Tensor) -> torch.Tensor:
-    """Index of the entry where the cumulated weights pass `draw` (from [0, 1), [num_rows, 1]) of their sum: int64 [num_rows]."""
-    cumulated = weights.cumsum(dim=-1, dtype=torch.float32)
-    # min: rounding must not step past the last entry, whose weight may be zero
-    target = torch.minimum(draw * cumulated[:, -1:], cumulated[:, -1:] * (1 - 1e-6))
-    return torch.searchsorted(cumulated, target, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
-
-
 def uniform(seed: int, step: int) -> float:
     """A number in [0, 1) that depends on seed and step alone (SplitMix64: Steele, Lea, Flood 2014)."""
     mask = 2**64 - 1
@@ -153,9 +141,7 @@ def _method(request: Request) -> str:
     params = request.params
     if params.greedy or params.top_k == 1:
         return "greedy"
-    if 0 < params.top_k <= MAX_SHORT_LIST:
-        return "short_list"
-    return "whole" if params.top_k == 0 and params.top_p >= 1.0 and params.min_p == 0.0 else "sorted"
+    return "top_k" if params.top_k > 0 else "nucleus"
 
 
 def _changes_scores(request: Request) -> bool:
