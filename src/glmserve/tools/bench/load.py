@@ -44,10 +44,13 @@ async def run_load(plans: list[Plan], progress: Callable[[int, int], None], watc
             await _wait_ready(worker)
         with watch or nullcontext():
             reports = await _run_workers(workers, progress)
-    finally:
-        for worker in workers:
+    except BaseException:
+        for worker in workers:  # after its last report a worker ends by itself
             if worker.returncode is None:
                 worker.kill()
+        raise
+    finally:
+        for worker in workers:
             await worker.wait()
     outcomes = sorted((outcome for report in reports for outcome in report.outcomes), key=lambda outcome: outcome.sent)
     num_unfinished = sum(report.num_unfinished for report in reports)
