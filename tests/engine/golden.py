@@ -13,7 +13,7 @@ from glmserve.config import EngineConfig
 from glmserve.engine.core import EngineCore
 from glmserve.protocol.messages import EngineRequest
 from glmserve.protocol.sampling_params import SamplingParams
-from glmserve.runner.input_batch import prefill_inputs
+from glmserve.runner.input_batch import prefill_arrays, prefill_inputs
 from glmserve.scheduler.batch import PrefillChunk
 from glmserve.scheduler.request import Request
 
@@ -95,5 +95,5 @@ def all_logits(engine: EngineCore, prompt: list[int]) -> np.ndarray:
     request = Request(message, engine.spec, engine.max_model_len, seed=0)
     request.block_ids = list(range(1, 2 + len(prompt) // runner.pool.block_size))
     chunks = [PrefillChunk(request, 0, len(prompt))]
-    inputs = prefill_inputs(chunks, runner.pool.block_size, runner.model.rotary, runner.axes, runner.device)
+    inputs = prefill_inputs(prefill_arrays(chunks, runner.pool.block_size, runner.axes), runner.model.rotary, runner.device)
     return runner.model.logits(runner.model(inputs.token_ids, inputs.metadata, runner.pool.caches)).numpy()

@@ -1,8 +1,8 @@
 """A few recorded cases through the CUDA path on Triton's interpreter: `python -m tests.engine.interpreted FOLDER fused|plain`,
 with TRITON_INTERPRET=1.
 
-What makes the path the GPU's: the kernels, K/V of one head and block lying together, and ids that the host reads one step late.
-Only CUDA's events and pinned memory are pretended.
+What makes the path the GPU's: the kernels, K/V of one head and block lying together, ids that the host reads one step late, and, with
+fused kernels, prompts padded to the shapes of CUDA graphs.  Only CUDA's events, graphs and pinned memory are pretended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from glmserve.engine.core import EngineCore
 from glmserve.kernels import activation, norm, paged_decode, rotary_store
 from glmserve.layers import attention
 from glmserve.layers.attention import LayerCache
-from glmserve.runner import model_runner
+from glmserve.runner import model_runner, prompt_graphs
+from glmserve.runner.prompt_graphs import PromptGraphs, PromptShape
 from tests.engine.golden import LogitRecorder, generate, make_engine, read_cases, recorded_logits
 
 CASES = ["gmask_n17", "bos_twice_first_wins", "eos_stop"]
@@ -33,6 +34,7 @@ def main(folder: Path, kernels: str) -> None:
     assert len(cases) == len(CASES)
     engine = make_engine(folder, device="cpu", dtype="float32", num_kv_blocks=40, max_model_len=64, enforce_eager=True)
     pretend_gpu(engine, plain=kernels == "plain")
+    graphs = pretend_graphs(engine) if kernels == "fused" else None
     recorder = LogitRecorder(engine)
     wrong = [(attention, "paged_attention_torch"), (rotary_store, f"rotate_and_store_{'triton' if kernels == 'plain' else 'torch'}")]
     with ExitStack() as stack:
@@ -40,6 +42,7 @@ def main(folder: Path, kernels: str) -> None:
             stack.enter_context(mock.patch.object(module, name, side_effect=AssertionError(f"{name} ran")))
         tokens = generate(engine, cases)
     assert tokens == {case.name: case.greedy_tokens for case in cases}, tokens
+    assert graphs is None or graphs.replayed, "no prompt was padded"
     for case in cases:
         ids, expected = recorded_logits(case)
         logits = np.stack(recorder.logits[case.name][: len(case.greedy_tokens)])
@@ -60,6 +63,28 @@ def pretend_gpu(engine: EngineCore, plain: bool) -> None:
     engine.runner.on_gpu = True
     model_runner._to_pinned = torch.Tensor.clone
     torch.cuda.Event = mock.Mock
+
+
+class PretendedGraphs(PromptGraphs):
+    """Runs each step where a GPU would replay it."""
+
+    replayed = 0
+
+    def prepare(self, shape: PromptShape) -> None:
+        pass
+
+    def replay(self, shape: PromptShape) -> torch.Tensor:
+        self.replayed += 1
+        return self._run(shape)
+
+
+def pretend_graphs(engine: EngineCore) -> PretendedGraphs:
+    prompt_graphs._TOKENS, prompt_graphs._SEQUENCES = (24, 72), (2, 4)  # the interpreter is slow
+    runner = engine.runner
+    runner.prompt_graphs = PretendedGraphs(
+        runner._prompt, runner.inputs.max_num_seqs, runner.inputs.packed.shape[1], runner.axes, runner.device, (0, 0)
+    )
+    return runner.prompt_graphs
 
 
 if __name__ == "__main__":

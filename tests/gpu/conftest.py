@@ -21,7 +21,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def memory_is_given_back() -> Iterator[None]:
-    """An engine takes most of a GPU's memory, and is a cycle: without a collection the next module's engine finds none."""
-    yield
+    """An engine takes most of a GPU's memory, and is a cycle: without a collection the next module's engine finds none.
+
+    Before a module and not after it, since until then pytest itself holds what the last test was given.
+    """
     gc.collect()
     torch.cuda.empty_cache()
+    yield

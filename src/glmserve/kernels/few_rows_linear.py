@@ -87,7 +87,7 @@ def _tile(form: int, rows: int, span: int, device: torch.device) -> tuple[int, i
     return outputs, min(columns, span & -span), stages  # the largest power of two that divides the span
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _few_rows_kernel(
     x_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, rows, out_features,
     IN_FEATURES: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
@@ -140,7 +140,7 @@ def _as_half(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _as_half_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if EARLY:

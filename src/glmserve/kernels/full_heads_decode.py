@@ -13,7 +13,7 @@ import functools
 import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
-from glmserve.kernels.paged_decode import num_key_splits
+from glmserve.kernels.paged_decode import num_key_splits, split_block
 from glmserve.kernels.scaled_rows import TILE, ScaledRows
 
 _KEYS = 16  # a program's keys a round; measured on an H200 (benchmarks/RESULTS.md, "decode attention")
@@ -57,9 +57,9 @@ def full_heads_decode(
     _full_heads_kernel[(num_heads, num_seqs, splits)](
         qkv, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, out_scale,
         parts, part_scales, arrivals, scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0),
-        num_heads,
+        num_heads, splits,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
-        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=stages, SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits),
+        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=stages, SPLIT_BLOCK=split_block(splits),
         ROUNDS=rounds,
         KEY_BYTES=key_bytes if key_bytes in (128, 256) else 0, num_warps=num_warps, **early_start(qkv),
     )  # fmt: skip
@@ -79,12 +79,12 @@ def _arrivals(count: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(count, dtype=torch.int32, device=device)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _full_heads_kernel(
     qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, out_scale_ptr,
-    part_ptr, part_scale_ptr, arrival_ptr, scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
+    part_ptr, part_scale_ptr, arrival_ptr, scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads, splits,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr, ROUNDS: tl.constexpr,
+    KEYS: tl.constexpr, STAGES: tl.constexpr, SPLIT_BLOCK: tl.constexpr, ROUNDS: tl.constexpr,
     KEY_BYTES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -101,7 +101,7 @@ def _full_heads_kernel(
     seq_len = tl.load(seq_len_ptr + seq)
     slot = tl.load(slot_ptr + seq)
     num_old = tl.maximum(seq_len - 1, 0)
-    keys_a_split = tl.cdiv(tl.cdiv(num_old, SPLITS), KEYS) * KEYS
+    keys_a_split = tl.cdiv(tl.cdiv(num_old, splits), KEYS) * KEYS
     start = split * keys_a_split
     stop = tl.minimum(num_old, start + keys_a_split)
     if EARLY:
@@ -119,7 +119,7 @@ def _full_heads_kernel(
     best = tl.full([KEYS], -1e30, tl.float32)
     total = tl.zeros([KEYS], tl.float32)
     mix = tl.zeros([KEYS, DIM_BLOCK], tl.float32)
-    if split == SPLITS - 1:
+    if split == splits - 1:
         key_at = query_at + num_heads * HEAD_DIM
         value_at = key_at + num_heads * HEAD_DIM
         new_key = _turned(key_at, dim, other, dim_inside, cos, sin).to(key_ptr.dtype.element_ty)
@@ -152,19 +152,19 @@ def _full_heads_kernel(
     sum_all = tl.sum(total * share, axis=0)
     mixed = tl.sum(mix * share[:, None], axis=0) / tl.maximum(sum_all, 1e-30)
     row = seq.to(tl.int64) * num_heads + head
-    if SPLITS == 1:
+    if SPLIT_BLOCK == 1:
         _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
     else:
-        tl.store(part_ptr + (row * SPLITS + split) * HEAD_DIM + dim, mixed, mask=dim_inside)
-        tl.store(part_scale_ptr + row * SPLITS + split, tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30))
+        tl.store(part_ptr + (row * splits + split) * HEAD_DIM + dim, mixed, mask=dim_inside)
+        tl.store(part_scale_ptr + row * splits + split, tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30))
         tl.debug_barrier()  # all threads have stored before one of them says so
-        if tl.atomic_add(arrival_ptr + row, 1, sem="acq_rel") == SPLITS - 1:
+        if tl.atomic_add(arrival_ptr + row, 1, sem="acq_rel") == splits - 1:
             tl.debug_barrier()
             part = tl.arange(0, SPLIT_BLOCK)
-            inside = part < SPLITS
-            part_scale = tl.load(part_scale_ptr + row * SPLITS + part, mask=inside, other=-1e30, cache_modifier=".cg")
+            inside = part < splits
+            part_scale = tl.load(part_scale_ptr + row * splits + part, mask=inside, other=-1e30, cache_modifier=".cg")
             weight = tl.where(inside, tl.exp2(part_scale - tl.max(part_scale, axis=0)), 0.0)
-            part_at = part_ptr + (row * SPLITS + part)[:, None] * HEAD_DIM + dim[None, :]
+            part_at = part_ptr + (row * splits + part)[:, None] * HEAD_DIM + dim[None, :]
             parts = tl.load(part_at, mask=inside[:, None] & dim_inside[None, :], other=0.0, cache_modifier=".cg")
             merged = tl.sum(parts * weight[:, None], axis=0) / tl.sum(weight, axis=0)
             _store_head(merged, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)

@@ -148,7 +148,7 @@ def residual_rms_norm_triton(
     return out, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _residual_layer_norm_kernel(
     parts_ptr, product_bias_ptr, row_scale_ptr, column_scale_ptr, residual_ptr, alpha, weight_ptr, bias_ptr, out_ptr,
     level_ptr, level_scale_ptr, num_tokens, hidden_size, epsilon,

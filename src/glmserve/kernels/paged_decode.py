@@ -22,6 +22,11 @@ def num_key_splits(num_seqs: int, num_kv_heads: int) -> int:
     return max(1, min(_MAX_SPLITS, _PROGRAMS_WANTED // (num_seqs * num_kv_heads)))
 
 
+def split_block(splits: int) -> int:
+    """For how many splits a merging kernel is compiled: one kernel serves all numbers of them."""
+    return 1 if splits == 1 else max(_MAX_SPLITS, next_power_of_2(splits))
+
+
 def paged_decode_attention(
     query: torch.Tensor,
     key_cache: torch.Tensor,
@@ -46,10 +51,10 @@ def paged_decode_attention(
     parts = query.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32) if splits > 1 else out
     part_scales = query.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
     caches = (key_cache, value_cache, block_tables, seq_lens, out, parts, part_scales, scale * 1.4426950408889634)
-    strides = (query.stride(0), query.stride(1), *key_cache.stride()[:3], block_tables.stride(0), num_heads)
+    strides = (query.stride(0), query.stride(1), *key_cache.stride()[:3], block_tables.stride(0), num_heads, splits)
     _grouped_heads_kernel[(num_kv_heads, num_seqs, splits)](
         query, *caches, *strides, GROUP=group, GROUP_BLOCK=max(16, next_power_of_2(group)), HEAD_DIM=head_dim, DIM_BLOCK=dim_block,
-        BLOCK_SIZE=block_size, KEYS=_KEYS, SPLITS=splits, FLOAT32_DOT=query.dtype == torch.float32 or interpreting(),
+        BLOCK_SIZE=block_size, KEYS=_KEYS, SPLIT=splits > 1, FLOAT32_DOT=query.dtype == torch.float32 or interpreting(),
         num_warps=4, num_stages=3, **early_start(query),
     )  # fmt: skip
     return _merge_splits(parts, part_scales, out) if splits > 1 else out
@@ -63,26 +68,26 @@ def _merge_splits(parts: torch.Tensor, part_scales: torch.Tensor, out: torch.Ten
     """
     num_seqs, num_heads, splits, head_dim = parts.shape
     _merge_splits_kernel[(num_seqs * num_heads,)](
-        parts, part_scales, out,
-        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), SPLITS=splits, SPLIT_BLOCK=next_power_of_2(splits),
+        parts, part_scales, out, splits,
+        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), SPLIT_BLOCK=split_block(splits),
         num_warps=1, **early_start(out),
     )  # fmt: skip
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _grouped_heads_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, seq_len_ptr, out_ptr, part_ptr, part_scale_ptr,
-    scale_log2, query_s0, query_s1, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
+    scale_log2, query_s0, query_s1, cache_s0, cache_s1, cache_s2, table_s0, num_heads, splits,
     GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, SPLITS: tl.constexpr, FLOAT32_DOT: tl.constexpr, EARLY: tl.constexpr,
+    KEYS: tl.constexpr, SPLIT: tl.constexpr, FLOAT32_DOT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     kv_head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
     seq_len = tl.load(seq_len_ptr + seq)
-    keys_a_split = tl.cdiv(tl.cdiv(seq_len, SPLITS), KEYS) * KEYS
+    keys_a_split = tl.cdiv(tl.cdiv(seq_len, splits), KEYS) * KEYS
     start = split * keys_a_split
     stop = tl.minimum(seq_len, start + keys_a_split)
     dim = tl.arange(0, DIM_BLOCK)
@@ -121,18 +126,18 @@ def _grouped_heads_kernel(
         mix = mix * shrink[:, None] + mixed
         best = new_best
     stored = (member < GROUP)[:, None] & dim_inside[None, :]
-    if SPLITS == 1:
+    if not SPLIT:
         row = out_ptr + (seq.to(tl.int64) * num_heads + head[:, None]) * HEAD_DIM + dim[None, :]
         tl.store(row, (mix / tl.maximum(total, 1e-30)[:, None]).to(out_ptr.dtype.element_ty), mask=stored)
     else:
-        part = (seq.to(tl.int64) * num_heads + head) * SPLITS + split
+        part = (seq.to(tl.int64) * num_heads + head) * splits + split
         tl.store(part_ptr + part[:, None] * HEAD_DIM + dim[None, :], mix / tl.maximum(total, 1e-30)[:, None], mask=stored)
         tl.store(part_scale_ptr + part, tl.where(total > 0, best + tl.log2(tl.maximum(total, 1e-30)), -1e30), mask=member < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge_splits_kernel(
-    part_ptr, part_scale_ptr, out_ptr, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, SPLITS: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
+    part_ptr, part_scale_ptr, out_ptr, splits, HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, SPLIT_BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -140,11 +145,11 @@ def _merge_splits_kernel(
         gdc_wait()
         gdc_launch_dependents()
     split, dim = tl.arange(0, SPLIT_BLOCK), tl.arange(0, DIM_BLOCK)
-    inside = split < SPLITS
-    part_scale = tl.load(part_scale_ptr + row * SPLITS + split, mask=inside, other=-1e30)
+    inside = split < splits
+    part_scale = tl.load(part_scale_ptr + row * splits + split, mask=inside, other=-1e30)
     weight = tl.where(inside, tl.exp2(part_scale - tl.max(part_scale, axis=0)), 0.0)
     part = tl.load(
-        part_ptr + (row * SPLITS + split)[:, None] * HEAD_DIM + dim[None, :], mask=inside[:, None] & (dim < HEAD_DIM)[None, :], other=0.0
+        part_ptr + (row * splits + split)[:, None] * HEAD_DIM + dim[None, :], mask=inside[:, None] & (dim < HEAD_DIM)[None, :], other=0.0
     )
     mix = tl.sum(part * weight[:, None], axis=0) / tl.sum(weight, axis=0)
     tl.store(out_ptr + row * HEAD_DIM + dim, mix.to(out_ptr.dtype.element_ty), mask=dim < HEAD_DIM)

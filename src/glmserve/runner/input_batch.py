@@ -13,53 +13,100 @@ from glmserve.layers.rotary import RotaryTable
 from glmserve.scheduler.batch import PrefillChunk
 from glmserve.scheduler.request import Request
 
-_NUM_BUFFERS = 3  # one being filled, one on its way, one being read by the step that runs
+NUM_SEQUENCE_FIELDS = 3
+NUM_BUFFERS = 3  # one being filled, one on its way, one being read by the step that runs
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillArrays:
+    """A prefill step on the host, all chunks one after the other.
+
+    tokens: int32 [num_tokens, 2 + axes]: id, cache slot, position on each axis; tables: each sequence's K/V blocks.  Lengths count the
+    soft tokens, which lie before each sequence's own; a context is what all of a sequence's queries see.
+    """
+
+    tokens: np.ndarray
+    tables: list[list[int]]
+    query_lens: list[int]
+    seq_lens: list[int]
+    context_lens: list[int]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every sequence starts at its first token."""
+        return self.query_lens == self.seq_lens
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillInputs:
-    """token_ids: int64 [num_tokens], and how they attend; last_rows: int32 [num_chunks], where each chunk's last token is among them."""
+    """token_ids: int64 [num_tokens], and how they attend; last_rows: int32 [num_seqs], where each sequence's last token is among them."""
 
     token_ids: torch.Tensor
     metadata: AttentionMetadata
     last_rows: torch.Tensor
 
 
-def prefill_inputs(
-    chunks: list[PrefillChunk], block_size: int, rotary: RotaryTable, axes: int, device: torch.device, num_soft_tokens: int = 0
-) -> PrefillInputs:
-    """All chunks of a prefill step, one after the other.  Soft tokens lie before each sequence's own and count in its length."""
-    token_ids, positions, slots = [], [], []
+def prefill_arrays(chunks: list[PrefillChunk], block_size: int, axes: int, num_soft_tokens: int = 0) -> PrefillArrays:
+    """The chunks of a step as numbers."""
+    tokens = np.empty((sum(chunk.length for chunk in chunks), 2 + axes), dtype=np.int32)
+    start = 0
     for chunk in chunks:
         index = np.arange(chunk.start, chunk.start + chunk.length)
-        token_ids.append(np.array(chunk.request.token_ids[chunk.start : chunk.start + chunk.length]))
-        positions.append(_positions(chunk.request, index))
-        place = num_soft_tokens + index
-        slots.append(np.array(chunk.request.block_ids)[place // block_size] * block_size + place % block_size)
-    query_lens = [chunk.length for chunk in chunks]
-    seq_lens = [num_soft_tokens + chunk.start + chunk.length for chunk in chunks]
-    tables = [chunk.request.block_ids for chunk in chunks]
-    context_lens = [num_soft_tokens + chunk.request.context_len for chunk in chunks]
-    width = max(len(table) for table in tables)
+        place, rows = num_soft_tokens + index, tokens[start : start + chunk.length]
+        rows[:, 0] = chunk.request.token_ids[chunk.start : chunk.start + chunk.length]
+        rows[:, 1] = np.array(chunk.request.block_ids)[place // block_size] * block_size + place % block_size
+        rows[:, 2:] = _positions(chunk.request, index)[:axes].T
+        start += chunk.length
+    return PrefillArrays(
+        tokens,
+        [chunk.request.block_ids for chunk in chunks],
+        [chunk.length for chunk in chunks],
+        [num_soft_tokens + chunk.start + chunk.length for chunk in chunks],
+        [num_soft_tokens + chunk.request.context_len for chunk in chunks],
+    )
 
-    def send(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
 
-    query_starts = send(np.cumsum([0, *query_lens], dtype=np.int32))
-    cos, sin = rotary.lookup(send(np.concatenate(positions, axis=1)[:axes].T.astype(np.int64)))
+def fill_sequences(out: np.ndarray, arrays: PrefillArrays) -> None:
+    """A row a sequence: where its queries start, its length, its context's, its blocks.  out: int32 [at least num_seqs, 3 + max_blocks]."""
+    start = 0
+    lengths = zip(arrays.query_lens, arrays.seq_lens, arrays.context_lens, arrays.tables, strict=True)
+    for row, (query_len, seq_len, context_len, table) in zip(out, lengths, strict=False):
+        row[:NUM_SEQUENCE_FIELDS] = start, seq_len, context_len
+        row[NUM_SEQUENCE_FIELDS : NUM_SEQUENCE_FIELDS + len(table)] = table
+        start += query_len
+
+
+def prefill_inputs(arrays: PrefillArrays, rotary: RotaryTable, device: torch.device) -> PrefillInputs:
+    """The same on the device."""
+    sequences = np.zeros((len(arrays.tables) + 1, NUM_SEQUENCE_FIELDS + max(map(len, arrays.tables))), dtype=np.int32)
+    fill_sequences(sequences, arrays)
+    sequences[-1, 0] = len(arrays.tokens)
+    tokens, on_device = (torch.from_numpy(array).to(device, non_blocking=True) for array in (arrays.tokens, sequences))
+    host = HostSequences(arrays.tables, arrays.query_lens, arrays.seq_lens, arrays.context_lens)
+    return unpack_prefill(tokens, on_device, rotary, max(arrays.query_lens), arrays.whole, host)
+
+
+def unpack_prefill(
+    tokens: torch.Tensor, sequences: torch.Tensor, rotary: RotaryTable, max_query_len: int, whole: bool, host: HostSequences | None = None
+) -> PrefillInputs:
+    """tokens as in `PrefillArrays`; sequences: int32 [num_seqs + 1, 3 + max_blocks] as `fill_sequences` leaves them, the last row saying
+    where the queries end.  Also inside a CUDA graph."""
+    token_ids, slots, positions = tokens[:, 0].long(), tokens[:, 1].long(), tokens[:, 2:].long()
+    starts, seq_lens, context_lens = sequences[:, :NUM_SEQUENCE_FIELDS].t().contiguous()
+    cos, sin = rotary.lookup(positions)
     metadata = AttentionMetadata(
         cos=cos,
         sin=sin,
-        slot_mapping=send(np.concatenate(slots).astype(np.int64)),
-        block_tables=send(np.array([table + [0] * (width - len(table)) for table in tables], dtype=np.int32)),
-        seq_lens=send(np.array(seq_lens, dtype=np.int32)),
-        query_starts=query_starts,
-        context_lens=send(np.array(context_lens, dtype=np.int32)),
-        max_query_len=max(query_lens),
-        whole=query_lens == seq_lens,
-        host=HostSequences(tables, query_lens, seq_lens, context_lens),
+        slot_mapping=slots,
+        block_tables=sequences[:-1, NUM_SEQUENCE_FIELDS:],
+        seq_lens=seq_lens[:-1],
+        query_starts=starts,
+        context_lens=context_lens[:-1],
+        max_query_len=max_query_len,
+        whole=whole,
+        host=host or HostSequences([], [], [], []),
     )
-    return PrefillInputs(send(np.concatenate(token_ids).astype(np.int64)), metadata, query_starts[1:] - 1)
+    return PrefillInputs(token_ids, metadata, starts[1:] - 1)
 
 
 def _positions(request: Request, index: np.ndarray) -> np.ndarray:
@@ -87,7 +134,7 @@ class DecodeInputs:
         self.max_num_seqs = max_num_seqs
         shape = (max_num_seqs, NUM_FIELDS + max_blocks)
         pinned = device.type == "cuda"
-        self._hosts = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(_NUM_BUFFERS)]
+        self._hosts = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(NUM_BUFFERS)]
         self._turn = 0
         self.packed = torch.zeros(shape, dtype=torch.int32, device=device)
         # The last token each persistent row sampled: the next step's input, which the host need not know yet.
@@ -96,7 +143,7 @@ class DecodeInputs:
     def fill(self, requests: list[Request], num_rows: int) -> HostSequences:
         """Send the requests' newest tokens, and unused rows up to `num_rows`, to the device."""
         host = self._hosts[self._turn]
-        self._turn = (self._turn + 1) % _NUM_BUFFERS
+        self._turn = (self._turn + 1) % NUM_BUFFERS
         array = host.numpy()
         seq_lens = []
         for row, request in enumerate(requests):
@@ -114,7 +161,9 @@ class DecodeInputs:
         ones = [1] * len(requests)
         return HostSequences([request.block_ids for request in requests], ones, seq_lens, [0] * len(requests))
 
-    def unpack(self, num_rows: int, rotary: RotaryTable, axes: int, host: HostSequences | None) -> tuple[torch.Tensor, AttentionMetadata]:
+    def unpack(
+        self, num_rows: int, rotary: RotaryTable, axes: int, host: HostSequences | None = None
+    ) -> tuple[torch.Tensor, AttentionMetadata]:
         """Token ids [num_rows] and metadata of the first rows, computed on the device (also inside a CUDA graph)."""
         packed = self.packed[:num_rows]
         rows = unpack_rows(packed, self.last_token_ids, rotary.cos, rotary.sin, axes)

@@ -11,8 +11,9 @@ from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.messages import TokenLogprobs
 from glmserve.runner.cuda_graph import DecodeGraphs
-from glmserve.runner.input_batch import DecodeInputs, prefill_inputs
+from glmserve.runner.input_batch import DecodeInputs, PrefillArrays, prefill_arrays, prefill_inputs
 from glmserve.runner.kv_pool import KVPool
+from glmserve.runner.prompt_graphs import PromptGraphs, PromptShape
 from glmserve.runner.sampler import Sampled, Sampler
 from glmserve.runner.step_clock import EventMarker, HostMarker, StepClock, StepMarks, StepTime
 from glmserve.scheduler.batch import ScheduledBatch
@@ -68,7 +69,12 @@ class ModelRunner:
         max_blocks = -(-(spec.num_soft_tokens + max_model_len) // pool.block_size)
         self.inputs = DecodeInputs(max_num_seqs, max_blocks, pool.block_size, device, spec.num_soft_tokens)
         self.sampler = Sampler(spec, max_num_seqs, device)
-        self.graphs = DecodeGraphs(self._decode, max_num_seqs) if use_graphs and self.on_gpu else None
+        self.graphs: DecodeGraphs | None = None
+        self.prompt_graphs: PromptGraphs | None = None
+        if use_graphs and self.on_gpu:
+            memory = torch.cuda.graph_pool_handle()
+            self.graphs = DecodeGraphs(self._decode, max_num_seqs, memory)
+            self.prompt_graphs = PromptGraphs(self._prompt, max_num_seqs, max_blocks, self.axes, device, memory)
         self.clock = StepClock(EventMarker() if self.on_gpu else HostMarker())
 
     @torch.inference_mode()
@@ -86,15 +92,22 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(self, sizes: list[int]) -> None:
-        """Compile the kernels and capture the graphs of these decode sizes ahead of the first request."""
-        if self.graphs is not None:
-            for size in sizes:
-                self.graphs.capture(self.graphs.size_for(size))
+        """Compile the kernels and capture the graphs of these decode sizes, and of lone prompts, ahead of the first request."""
+        if self.graphs is None or self.prompt_graphs is None:
+            return
+        for size in sizes:
+            self.graphs.capture(self.graphs.size_for(size))
+        self.inputs.fill([], 1)
+        self.prompt_graphs.capture_lone_prompts()
+        self.sampler.warm_up(self.inputs.max_num_seqs, self.graphs.replay(self.graphs.size_for(1)).dtype)
 
     def _prefill(self, batch: ScheduledBatch) -> tuple[torch.Tensor | None, StepMarks]:
-        inputs = prefill_inputs(batch.chunks, self.pool.block_size, self.model.rotary, self.axes, self.device, self.spec.num_soft_tokens)
+        arrays = prefill_arrays(batch.chunks, self.pool.block_size, self.axes, self.spec.num_soft_tokens)
         count = len(batch.requests)
         assert batch.requests == [chunk.request for chunk in batch.chunks[:count]]  # so their newest tokens are the first last_rows
+        if self.prompt_graphs is not None and (shape := self.prompt_graphs.shape_for(arrays, count)):
+            return self._replay_prompt(self.prompt_graphs, shape, arrays, batch.requests)
+        inputs = prefill_inputs(arrays, self.model.rotary, self.device)
         host = self.inputs.fill(batch.requests, count) if count else None
         marks = self.clock.begin()
         newest = None
@@ -103,6 +116,24 @@ class ModelRunner:
             newest = NewestTokens(inputs.last_rows[:count], metadata)
         hidden = self.model.prefill(inputs.token_ids, inputs.metadata, self.pool.caches, newest)
         return None if hidden is None else self.model.logits(hidden), marks
+
+    def _replay_prompt(
+        self, graphs: PromptGraphs, shape: PromptShape, arrays: PrefillArrays, requests: list[Request]
+    ) -> tuple[torch.Tensor, StepMarks]:
+        self.inputs.fill(requests, shape.sequences)
+        graphs.fill(shape, arrays)
+        graphs.prepare(shape)  # before the clock runs: a capture keeps the host busy, not the device
+        marks = self.clock.begin()
+        return graphs.replay(shape)[: len(requests)], marks
+
+    def _prompt(self, shape: PromptShape) -> torch.Tensor:
+        assert self.prompt_graphs is not None
+        inputs = self.prompt_graphs.unpack(shape, self.model.rotary)
+        _, metadata = self.inputs.unpack(shape.sequences, self.model.rotary, self.axes)
+        newest = NewestTokens(inputs.last_rows[: shape.sequences], metadata)
+        hidden = self.model.prefill(inputs.token_ids, inputs.metadata, self.pool.caches, newest)
+        assert hidden is not None
+        return self.model.logits(hidden)
 
     def _logits(self, requests: list[Request]) -> tuple[torch.Tensor, StepMarks]:
         count = len(requests)
@@ -113,12 +144,12 @@ class ModelRunner:
             return self.model.logits(self.model(token_ids, metadata, self.pool.caches)), marks
         size = self.graphs.size_for(count)
         self.inputs.fill(requests, size)
-        self.graphs.prepare(size)  # before the clock runs: a capture keeps the host busy, not the device
+        self.graphs.prepare(size)  # before the clock runs, as above
         marks = self.clock.begin()
         return self.graphs.replay(size)[:count], marks
 
     def _decode(self, num_rows: int) -> torch.Tensor:
-        token_ids, metadata = self.inputs.unpack(num_rows, self.model.rotary, self.axes, None)
+        token_ids, metadata = self.inputs.unpack(num_rows, self.model.rotary, self.axes)
         return self.model.logits(self.model(token_ids, metadata, self.pool.caches))
 
 

@@ -63,6 +63,16 @@ class Sampler:
         # Where scores are not numbers there is no distribution to tell of; JSON, which this ends in, has no NaN.
         return self._with_logprobs(logits.float().masked_fill(~valid[:, None], 0.0), token_ids, num_logprobs)
 
+    def warm_up(self, max_num_seqs: int, dtype: torch.dtype) -> None:
+        """Compile or load what samples from logits in `dtype`, ahead of the first request.  On a GPU."""
+        for rows in {1, max_num_seqs}:  # kernels that start early, and those of many rows
+            logits = torch.zeros((rows, self.spec.vocab_size), dtype=dtype, device=self.device)
+            params = torch.full((4, rows), 0.5, device=self.device)
+            greedy_ids(logits, -1)
+            for scores in (logits, logits.float()):
+                nucleus_ids(scores, params, -1)
+            logits.float().topk(1, dim=-1)
+
     def _adjust(self, scores: torch.Tensor, requests: list[Request]) -> None:
         self.penalties.apply(scores, requests)
         changes: list[tuple[int, int, float]] = []  # row, token id, what to add

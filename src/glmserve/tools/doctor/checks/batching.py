@@ -40,9 +40,10 @@ async def pulses(patient: Patient) -> Finding:
     }
     times = f"{num} at once took {together.seconds:.2f} s, one alone {alone.seconds:.2f} s"
     gap = median(later - earlier for earlier, later in pairwise(together.ends))
-    in_line = ratio >= 0.5 * num and gap >= 0.4 * alone.seconds  # those that share the work end together
+    long = ratio >= 0.5 * num
+    in_line = long and gap >= 0.4 * alone.seconds  # those that share the work end together
     if not in_line or together.seconds < QUICK_ENOUGH / 2:
-        return ok(f"{times} ({ratio:.1f} times)", **evidence)
+        return ok(f"{times} ({ratio:.1f} times{', but they ended together' if long else ''})", **evidence)
     line = ", ".join(f"{end:.1f}" for end in together.ends)
     return fail(f"one request at a time: {times}; they ended after {line} s.{_pulse_words(gpu)}", *_batching(patient.service), **evidence)
 
