@@ -141,7 +141,8 @@ def check_nucleus(on: Device, vocab_size: int, spread: float) -> None:
     choices = ([0.3, 1.0, 3.0], [0.01, 0.3, 0.7, 0.99, 1.0], [0.0, 0.0, 0.2], draws)
     params = torch.stack([torch.tensor(these, device=on.name)[on.randint(len(these), rows)] for these in choices])
     scores = on.randn(rows, vocab_size) * spread
-    scores[::3] = scores[::3].round(decimals=0)  # many equal scores, also at the edge of the set
+    scores[::2] -= 3 * spread  # the edge below 0, too
+    scores[::3] = scores[::3].round(decimals=0)  # many equal scores, also at the edge
     scores[::5, 1:-1:2] = -float("inf")
     tokens = nucleus.nucleus_ids_triton(scores, params, -7, masked=True)
     for name, ids in (("kernel", tokens), ("twin", nucleus.nucleus_ids_torch(scores, params, -7, masked=True))):

@@ -300,4 +300,5 @@ def _key(score, LOW_ZEROS: tl.constexpr):
 @triton.jit
 def _score_of(key, LOW_ZEROS: tl.constexpr):
     bits = key.to(tl.int32) << LOW_ZEROS
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    return (bits >> LOW_ZEROS << LOW_ZEROS).to(tl.float32, bitcast=True)  # a negative key's low bits are ones now

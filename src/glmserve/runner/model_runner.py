@@ -99,7 +99,9 @@ class ModelRunner:
             self.graphs.capture(self.graphs.size_for(size))
         self.inputs.fill([], 1)
         self.prompt_graphs.capture_lone_prompts()
-        self.sampler.warm_up(self.inputs.max_num_seqs, self.graphs.replay(self.graphs.size_for(1)).dtype)
+        logits = self.graphs.replay(self.graphs.size_for(1))
+        self.sampler.warm_up(self.inputs.max_num_seqs, logits.dtype)
+        self.inputs.keep(logits.new_zeros(1, dtype=torch.int64))
 
     def _prefill(self, batch: ScheduledBatch) -> tuple[torch.Tensor | None, StepMarks]:
         arrays = prefill_arrays(batch.chunks, self.pool.block_size, self.axes, self.spec.num_soft_tokens)

@@ -16,7 +16,7 @@ from glmserve.layers.rotary import RotaryTable
 from glmserve.runner.cuda_graph import GraphMemory, StepGraphs
 from glmserve.runner.input_batch import NUM_BUFFERS, NUM_SEQUENCE_FIELDS, PrefillArrays, PrefillInputs, fill_sequences, unpack_prefill
 
-_TOKENS = (64, 128, 192, 256, 320, 384)  # beyond, the GPU takes as long as the host
+_TOKENS = (64, 128, 192, 256, 320, 384, 448, 504)  # from 512 on, long prompts have a kernel of their own
 _SEQUENCES = (1, 2, 4, 8)
 
 

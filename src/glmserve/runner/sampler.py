@@ -18,6 +18,8 @@ from glmserve.models.spec import ModelSpec
 from glmserve.runner.penalties import PenaltyState
 from glmserve.scheduler.request import Request
 
+_USUAL_TOP_K = 50  # what ChatGLM-6B's clients get unasked
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -67,11 +69,11 @@ class Sampler:
         """Compile or load what samples from logits in `dtype`, ahead of the first request.  On a GPU."""
         for rows in {1, max_num_seqs}:  # kernels that start early, and those of many rows
             logits = torch.zeros((rows, self.spec.vocab_size), dtype=dtype, device=self.device)
-            params = torch.full((4, rows), 0.5, device=self.device)
+            params = torch.full((5, rows), 0.5, device=self.device)
             greedy_ids(logits, -1)
             for scores in (logits, logits.float()):
-                nucleus_ids(scores, params, -1)
-            logits.float().topk(1, dim=-1)
+                nucleus_ids(scores, params[:4], -1)
+            _draw_from_best(logits.float(), params, _USUAL_TOP_K)
 
     def _adjust(self, scores: torch.Tensor, requests: list[Request]) -> None:
         self.penalties.apply(scores, requests)
@@ -104,11 +106,7 @@ class Sampler:
         numbers = self._numbers(requests)
         if method == "nucleus":
             return nucleus_ids(scores, numbers[:4], -1, masked=True)
-        temperature, top_p, min_p, draw, top_k = numbers[:, :, None].unbind()
-        most = min(max(r.params.top_k for r in requests), scores.shape[-1])
-        best, ids = (scores / temperature).topk(most, dim=-1)
-        place = pick(filter_sorted(best, top_k, top_p, min_p), draw)
-        return ids.gather(1, place[:, None]).squeeze(1)
+        return _draw_from_best(scores, numbers, max(r.params.top_k for r in requests))
 
     def _numbers(self, requests: list[Request]) -> torch.Tensor:
         """float32 [5, len(requests)]: temperature, top_p, min_p, the draw from [0, 1), top_k."""
@@ -121,6 +119,14 @@ class Sampler:
         ranks = (logprobs > chosen).sum(dim=-1) + 1
         top_logprobs, top_ids = logprobs.topk(min(count, logits.shape[-1]), dim=-1)
         return Sampled(token_ids, torch.cat((token_ids[:, None], top_ids), dim=1), torch.cat((chosen, top_logprobs), dim=1), ranks)
+
+
+def _draw_from_best(scores: torch.Tensor, numbers: torch.Tensor, count: int) -> torch.Tensor:
+    """A token out of each row's `count` best, by `Sampler._numbers`: int64 [num_rows]."""
+    temperature, top_p, min_p, draw, top_k = numbers[:, :, None].unbind()
+    best, ids = (scores / temperature).topk(min(count, scores.shape[-1]), dim=-1)
+    place = pick(filter_sorted(best, top_k, top_p, min_p), draw)
+    return ids.gather(1, place[:, None]).squeeze(1)
 
 
 def filter_sorted(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
