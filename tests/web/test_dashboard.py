@@ -164,13 +164,20 @@ def test_a_gpus_own_figures(open_page: Open, server: ServerInThread) -> None:
         "power_limit_watts": 700,
     }
     values |= {"sm_clock_hertz": 1.98e9, "temperature_celsius": 61}
-    lines = [f'glmserve:nvml_{name}{{gpu="0"}} {value}' for name, value in values.items()]
+    lines = [f'glmserve:nvml_{name}{{gpu="0",engine="0"}} {value}' for name, value in values.items()]
+    lines.append('glmserve:device_info{device_name="NVIDIA H100 80GB HBM3",engine="0"} 1.0')
     lines.append('glmserve:nvml_throttle{gpu="0",reason="power_cap"} 1.0\nglmserve:nvml_throttle{gpu="0",reason="thermal"} 0.0')
     page.route("**/metrics", lambda route: route.fulfill(body="\n".join(lines)))
     page.click("#dashboard-tab")
-    for text in ("97%", "71.2 GB / 150 GB", "512 / 700 W", "1980 MHz", "61 °C", "power_cap"):
+    for text in ("NVIDIA H100 80GB HBM3", "97%", "71.2 GB / 150 GB", "512 / 700 W", "1980 MHz", "61 °C", "power_cap"):
         expect(page.locator(".gpus")).to_contain_text(text)
     expect(page.locator(".gpus")).not_to_contain_text("thermal")
+
+
+def test_no_label_of_a_chart_is_cut_off(open_page: Open, slow_server: ServerInThread) -> None:
+    page = open_page(slow_server, "/#/dashboard")
+    eventually(lambda: page.locator(".chart-label", has_text="00 ms").count())
+    assert page.evaluate("Math.min(...[...document.querySelectorAll('.chart-label')].map((label) => label.getBBox().x))") >= 0
 
 
 def test_pointing_at_a_chart_tells_its_values(open_page: Open, slow_server: ServerInThread) -> None:

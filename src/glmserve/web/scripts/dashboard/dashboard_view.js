@@ -182,7 +182,7 @@ function gpuCard(gpu) {
     ["device_throttle", gpu.throttles.join(", ") || say("device_not_throttled")],
   ];
   const list = element("dl", { class: "facts" }, ...facts.flatMap(([key, text]) => fact(say(key), text)));
-  return element("section", { class: "card" }, element("h2", { text: say("device", { gpu: gpu.gpu }) }), list);
+  return element("section", { class: "card" }, element("h2", { text: gpu.name ?? say("device", { gpu: gpu.gpu }), title: gpu.gpu }), list);
 }
 
 function fact(title, text, marks = {}) {

@@ -46,8 +46,10 @@ function buckets(exposition, name) {
 function gpusOf(exposition) {
   return exposition.series(`${P}nvml_utilization_perc`).map(({ labels, value }) => {
     const of = (name) => exposition.series(P + name).find((one) => one.labels.gpu === labels.gpu)?.value ?? null;
+    const device = exposition.series(`${P}device_info`).find((one) => one.labels.engine === labels.engine);
     return {
       gpu: labels.gpu,
+      name: device?.labels.device_name ?? null,
       utilization: value,
       memoryUsed: of("nvml_memory_used_bytes"),
       memoryTotal: of("nvml_memory_total_bytes"),

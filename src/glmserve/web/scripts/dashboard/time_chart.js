@@ -2,7 +2,7 @@
 
 import { element, shape } from "../page/element.js";
 
-const MARGIN = { left: 44, right: 8, top: 8, bottom: 20 };
+const MARGIN = { left: 54, right: 8, top: 8, bottom: 20 };
 const GAP_SECONDS = 12; // points further apart than this are not joined
 const LEAST_SECONDS = 60; // a chart that has just begun is this wide, and grows to its full width
 
