@@ -28,6 +28,16 @@ def server() -> Iterator[ServerInThread]:
     server.stop()
 
 
+def test_a_server_of_token_ids_says_what_it_lacks() -> None:
+    server = ServerInThread(FakeOptions(alphabet=WORDS), engine={"skip_tokenizer_init": True})
+    try:
+        examined = look(server.url, "answers")
+    finally:
+        server.stop()
+    found = examined.findings[0][1]
+    assert found.verdict is Verdict.FAIL and "no tokenizer" in found.summary and "--skip-tokenizer-init" in found.mend[0]
+
+
 def test_our_own_server(server: ServerInThread, cuda_machine: Machine) -> None:
     server.http.headers["Authorization"] = "Bearer k"
     for_it = Sizes(

@@ -21,7 +21,9 @@ async def answers(patient: Patient) -> Finding:
     if not reply.error:
         return warn("a short message is answered without a word", "Does it end at once? Ask it something with `glmserve chat URL`.")
     mend = ["See its log. `curl` the same: is it the model, a proxy before it, or a key (--api-key) that is missing?"]
-    if patient.service.is_ours:
+    if patient.service.is_ours and "no tokenizer" in reply.error:
+        mend = ["It serves token ids only (--skip-tokenizer-init). To be examined it needs the tokenizer's file in its model folder."]
+    elif patient.service.is_ours:
         mend = [f"GET {patient.service.url}/ready says what the engine lacks; the log says why."]
     return fail(f"a short message fails: {reply.error}", *mend, error=reply.error, seconds=reply.seconds)
 
