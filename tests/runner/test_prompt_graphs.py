@@ -29,7 +29,7 @@ def step(query_lens: list[int], before: int = 0) -> PrefillArrays:
 @pytest.mark.parametrize("query_lens, before", [([17], 0), ([5, 40, 19], 0), ([64], 0), ([30, 2], 8)])
 def test_a_padded_step_begins_with_the_step_itself(query_lens: list[int], before: int) -> None:
     arrays, graphs = step(query_lens, before), graphs_of(8)
-    graphs.fill(PromptShape(504, 8, True), step([48] * 8, 3))  # what an earlier step left
+    graphs.fill(PromptShape(1024, 8, True), step([48] * 8, 3))  # what an earlier step left
     graphs._turn = 0
     shape = graphs.shape_for(arrays, len(query_lens))
     assert shape == PromptShape(64, {1: 1, 2: 2, 3: 4}[len(query_lens)], before == 0)
@@ -46,11 +46,12 @@ def test_a_padded_step_begins_with_the_step_itself(query_lens: list[int], before
     for row, table in enumerate(arrays.tables):
         assert padded.metadata.block_tables[row, : len(table)].tolist() == table
     assert padded.metadata.max_query_len >= max(query_lens) and padded.metadata.whole == plain.metadata.whole
+    assert padded.metadata.padded and not plain.metadata.padded
 
 
 def test_the_padding_is_a_sequence_in_the_null_block() -> None:
     arrays, graphs = step([17, 9]), graphs_of(8)
-    graphs.fill(PromptShape(504, 4, True), step([80] * 4))
+    graphs.fill(PromptShape(1024, 4, True), step([80] * 4))
     graphs._turn = 0
     shape = PromptShape(64, 4, True)
     graphs.fill(shape, arrays)
@@ -72,15 +73,15 @@ def test_lone_prompts_are_captured_over_inputs_that_point_nowhere_else(monkeypat
 
     monkeypatch.setattr(graphs, "capture", capture)
     graphs.capture_lone_prompts()
-    assert captured == [64, 128, 192, 256, 320, 384, 448, 504]
+    assert captured == [64, 128, 192, 256, 320, 384, 448, 512]
 
 
 def test_which_steps_have_a_graph() -> None:
     graphs = graphs_of(4)
     assert graphs.shape_for(step([1]), 1) == PromptShape(64, 1, True)
     assert graphs.shape_for(step([65, 20, 3]), 3) == PromptShape(128, 4, True)
-    assert graphs.shape_for(step([504]), 1) == PromptShape(504, 1, True)
-    assert graphs.shape_for(step([505]), 1) is None, "too many tokens"
+    assert graphs.shape_for(step([1000]), 1) == PromptShape(1024, 1, True)
+    assert graphs.shape_for(step([1025]), 1) is None, "too many tokens"
     assert graphs.shape_for(step([9] * 5), 5) is None, "more sequences than a batch has"
     assert graphs.shape_for(step([9, 9]), 1) is None, "one of them is not whole yet"
     assert graphs_of(3).shape_for(step([9] * 3), 3) is None, "the next size is more than a batch has"

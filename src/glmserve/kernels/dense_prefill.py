@@ -22,14 +22,16 @@ def dense_prefill_attention(
     context_lens: torch.Tensor,
     max_query_len: int,
     scale: float,
+    padded: bool = False,
 ) -> torch.Tensor:
     """softmax(q k^T * scale) v of each sequence: [num_tokens, num_heads, head_dim].
 
     query: [num_tokens, num_heads, head_dim]; key, value: [num_tokens, num_kv_heads, head_dim]; sequences one after the other, any
     strides but a dense last axis, the first two axes' equal for all three.  query_starts: int32 [num_seqs + 1].
     context_lens: int32 [num_seqs], how many of a sequence's first tokens all of its tokens see; beyond them each sees those up to itself.
+    padded: sequences may be empty, and all of them far shorter than max_query_len.
     """
-    if serves_hopper_prefill(query, max_query_len):
+    if not padded and serves_hopper_prefill(query, max_query_len):
         return hopper_prefill_attention(query, key, value, query_starts, context_lens, max_query_len, scale)
     num_heads, head_dim = query.shape[1:]
     assert query.stride() == key.stride() == value.stride() and query.stride(1) == head_dim  # one set of addresses serves all

@@ -48,7 +48,8 @@ class AttentionMetadata:
     cos, sin: float32 [num_tokens, axes, pairs]; slot_mapping: int64 [num_tokens]; block_tables: int32 [num_seqs, max_blocks];
     seq_lens: int32 [num_seqs], all tokens up to the newest; in prefill steps alone, query_starts: int32 [num_seqs + 1], and context_lens:
     int32 [num_seqs], how many first tokens of a sequence all of its queries see; whole: every sequence of a prefill step starts at its
-    first token, so its keys are all in the step itself.
+    first token, so its keys are all in the step itself; padded: of the prefill step only the device knows the lengths, and max_query_len
+    is no more than a bound.
     """
 
     cos: torch.Tensor
@@ -60,6 +61,7 @@ class AttentionMetadata:
     context_lens: torch.Tensor | None = None
     max_query_len: int = 1
     whole: bool = False
+    padded: bool = False
     host: HostSequences = field(default_factory=lambda: HostSequences([], [], [], []))
 
 
@@ -99,7 +101,9 @@ def attention(
         out = paged_decode_attention(query, cache.key, cache.value, metadata.block_tables, metadata.seq_lens, scale)
     elif metadata.whole and use_triton(query):
         assert metadata.query_starts is not None and metadata.context_lens is not None
-        out = dense_prefill_attention(query, key, value, metadata.query_starts, metadata.context_lens, metadata.max_query_len, scale)
+        out = dense_prefill_attention(
+            query, key, value, metadata.query_starts, metadata.context_lens, metadata.max_query_len, scale, padded=metadata.padded
+        )  # fmt: skip
     else:
         assert metadata.query_starts is not None and metadata.context_lens is not None
         out = paged_prefill_attention(

@@ -87,10 +87,10 @@ def prefill_inputs(arrays: PrefillArrays, rotary: RotaryTable, device: torch.dev
 
 
 def unpack_prefill(
-    tokens: torch.Tensor, sequences: torch.Tensor, rotary: RotaryTable, max_query_len: int, whole: bool, host: HostSequences | None = None
+    tokens: torch.Tensor, sequences: torch.Tensor, rotary: RotaryTable, max_query_len: int, whole: bool, host: HostSequences | None
 ) -> PrefillInputs:
     """tokens as in `PrefillArrays`; sequences: int32 [num_seqs + 1, 3 + max_blocks] as `fill_sequences` leaves them, the last row saying
-    where the queries end.  Also inside a CUDA graph."""
+    where the queries end; `host` where the host knows them too.  Also inside a CUDA graph."""
     token_ids, slots, positions = tokens[:, 0].long(), tokens[:, 1].long(), tokens[:, 2:].long()
     starts, seq_lens, context_lens = sequences[:, :NUM_SEQUENCE_FIELDS].t().contiguous()
     cos, sin = rotary.lookup(positions)
@@ -104,6 +104,7 @@ def unpack_prefill(
         context_lens=context_lens[:-1],
         max_query_len=max_query_len,
         whole=whole,
+        padded=host is None,
         host=host or HostSequences([], [], [], []),
     )
     return PrefillInputs(token_ids, metadata, starts[1:] - 1)

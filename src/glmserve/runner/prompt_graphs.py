@@ -16,7 +16,8 @@ from glmserve.layers.rotary import RotaryTable
 from glmserve.runner.cuda_graph import GraphMemory, StepGraphs
 from glmserve.runner.input_batch import NUM_BUFFERS, NUM_SEQUENCE_FIELDS, PrefillArrays, PrefillInputs, fill_sequences, unpack_prefill
 
-_TOKENS = (64, 128, 192, 256, 320, 384, 448, 504)  # from 512 on, long prompts have a kernel of their own
+_TOKENS = tuple(range(64, 1025, 64))  # beyond, the GPU takes as long as the host
+_MOST_AT_THE_START = 512
 _SEQUENCES = (1, 2, 4, 8)
 
 
@@ -61,9 +62,9 @@ class PromptGraphs(StepGraphs[PromptShape]):
         return PromptShape(tokens, sequences, arrays.whole)
 
     def capture_lone_prompts(self) -> None:
-        """The shapes of one new prompt, before there is any."""
+        """The likeliest shapes of one new prompt, before there is any."""
         of_one_token = PrefillArrays(np.zeros((1, self._tokens.shape[1]), dtype=np.int32), [[0]], [1], [1], [0])
-        for tokens in _TOKENS:
+        for tokens in (count for count in _TOKENS if count <= _MOST_AT_THE_START):
             shape = PromptShape(tokens, 1, whole=True)
             self.fill(shape, of_one_token)
             self.capture(shape)
@@ -79,7 +80,7 @@ class PromptGraphs(StepGraphs[PromptShape]):
     def unpack(self, shape: PromptShape, rotary: RotaryTable) -> PrefillInputs:
         """What was filled last, computed on the device (also inside a CUDA graph)."""
         return unpack_prefill(
-            self._tokens[: shape.tokens], self._sequences[: shape.sequences + 2], rotary, max_query_len=shape.tokens, whole=shape.whole
+            self._tokens[: shape.tokens], self._sequences[: shape.sequences + 2], rotary, shape.tokens, shape.whole, host=None
         )
 
 
