@@ -44,7 +44,8 @@ class PromptGraphs(StepGraphs[PromptShape]):
         super().__init__(run, memory)
         self._max_num_seqs = max_num_seqs
         tokens = (_TOKENS[-1], 2 + axes)
-        sequences = (_SEQUENCES[-1] + 2, NUM_SEQUENCE_FIELDS + max_blocks)  # one of padding, and the row that closes
+        blocks = max(max_blocks, _TOKENS[0])  # padding is shorter than that, in blocks of any size
+        sequences = (_SEQUENCES[-1] + 2, NUM_SEQUENCE_FIELDS + blocks)  # one of padding, and the row that closes
         pinned = device.type == "cuda"
         self._hosts = [
             [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for size in (tokens, sequences)] for _ in range(NUM_BUFFERS)
