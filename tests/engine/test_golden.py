@@ -148,11 +148,11 @@ def test_borders_and_positions(shared: Path, model: str) -> None:
         assert (positions == case.data["position_ids"]).all()
 
 
-@pytest.mark.parametrize("kernels", ["fused", "plain"])
-def test_the_kernels_of_the_gpu_on_the_interpreter(shared: Path, kernels: str) -> None:
+@pytest.mark.parametrize("model, kernels", [("small", "fused"), ("small", "plain"), ("small_ptuning_plain", "fused")])
+def test_the_kernels_of_the_gpu_on_the_interpreter(shared: Path, model: str, kernels: str) -> None:
     """The whole CUDA path but for CUDA itself: Triton kernels, the GPU's order of the cache, and ids that the host reads one step late."""
     pytest.importorskip("triton", reason="Triton is not installed: pip install 'glmserve[interpreter]'")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "tests.engine.interpreted", str(shared / "golden/v1/small"), kernels]
+    command = [sys.executable, "-m", "tests.engine.interpreted", str(shared / "golden/v1" / model), kernels]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PROJECT)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,11 +19,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory_is_given_back() -> Iterator[None]:
+def memory_is_given_back() -> None:
     """An engine takes most of a GPU's memory, and is a cycle: without a collection the next module's engine finds none.
 
     Before a module and not after it, since until then pytest itself holds what the last test was given.
     """
     gc.collect()
     torch.cuda.empty_cache()
-    yield

@@ -17,12 +17,12 @@ from tests.engine.golden import make_engine
 from tests.models.tiny import FIXTURES
 
 triton = pytest.importorskip("triton")
-RNG = random.Random(3)
 
 
-@pytest.fixture(scope="module")
-def engine() -> EngineCore:
-    return make_engine(FIXTURES / "chatglm-tiny", device="cuda", dtype="float16", max_num_seqs=128)
+@pytest.fixture(scope="module", params=["chatglm-tiny 128", "chatglm-tiny 48", "chatglm-tiny 20", "llama-tiny 128"])
+def engine(request: pytest.FixtureRequest) -> EngineCore:
+    name, max_num_seqs = request.param.split()
+    return make_engine(FIXTURES / name, device="cuda", dtype="float16", max_num_seqs=int(max_num_seqs), num_kv_blocks=4000)
 
 
 @pytest.fixture
@@ -36,16 +36,23 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield names
 
 
-@pytest.mark.parametrize("together", [1, 2, 3, 5, 6, 9, 16, 17, 33, 65, 100, 128])
+@pytest.mark.parametrize("together", [1, 2, 3, 5, 6, 9, 16, 17, 33, 48, 65, 100, 128])
 def test_no_kernel_is_compiled_for_a_batch(engine: EngineCore, compiled: list[str], together: int) -> None:
-    for number in range(together):
-        prompt = [*RNG.choices(range(5, 85), k=RNG.randint(3, 20)), 91, 94]
-        sampling: dict[str, Any] = RNG.choice(
+    rng = random.Random(together)
+    prompts = [rng.choices(range(5, 85), k=rng.randint(3, 40)) for _ in range(together)]
+    run(engine, prompts, rng)
+    run(engine, [[*prompt, 7, 8, 9] for prompt in prompts], rng)  # a causal model finds the beginning in its cache
+    assert not compiled
+
+
+def run(engine: EngineCore, prompts: list[list[int]], rng: random.Random) -> None:
+    end = [91, 94] if engine.spec.attention == "prefix" else []
+    for number, prompt in enumerate(prompts):
+        sampling: dict[str, Any] = rng.choice(
             [{"temperature": 0.0}, {"top_p": 0.7}, {"top_k": 5}, {"top_p": 0.8, "repetition_penalty": 1.2}]
         )
-        params = SamplingParams(max_tokens=4, ignore_eos=True, **sampling)
-        engine.add_request(EngineRequest(f"{together}-{number}", prompt, params, time.monotonic()))
+        params = SamplingParams(max_tokens=20, ignore_eos=True, **sampling)
+        engine.add_request(EngineRequest(f"{len(prompts)}-{number}-{rng.random()}", prompt + end, params, time.monotonic()))
     while engine.has_unfinished_requests():
         engine.step()
     torch.cuda.synchronize()
-    assert not compiled

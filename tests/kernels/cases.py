@@ -157,6 +157,17 @@ def check_nucleus(on: Device, vocab_size: int, spread: float) -> None:
         scores[2, column] = 0.0
 
 
+def check_nucleus_of_ties(on: Device, vocab_size: int) -> None:
+    """Four levels of scores, each in every piece of a row: the edge cuts through equal scores, and min_p through the edge."""
+    rows = 16
+    scores = (on.randint(4, rows, vocab_size) - on.randint(6, rows, 1)).to(on.dtype)
+    choices = ([1.0, 3.0], [0.3, 0.55, 0.8, 0.93, 0.99], [0.0, 0.1, 0.4], [0.05, 0.5, 0.97, 1 - 2**-24])
+    params = torch.stack([torch.tensor(these, device=on.name)[on.randint(len(these), rows)] for these in choices])
+    tokens = nucleus.nucleus_ids_triton(scores, params, -7)
+    assert_drawn_from_the_nucleus("kernel", scores, params, tokens)
+    assert_drawn_from_the_nucleus("twin", scores, params, nucleus.nucleus_ids_torch(scores, params, -7))
+
+
 def assert_drawn_from_the_nucleus(name: str, scores: torch.Tensor, params: torch.Tensor, tokens: torch.Tensor, slack: float = 1e-5) -> None:
     """`slack`: the part of the mass by which sums in float32 may put an edge elsewhere."""
     for row, ((temperature, top_p, min_p, draw), token) in enumerate(zip(params.t().tolist(), tokens.tolist(), strict=True)):

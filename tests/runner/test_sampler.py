@@ -282,6 +282,14 @@ def test_greedy_logprobs_have_rank_1() -> None:
     assert sampled.top_ids is not None and sampled.top_ids.tolist() == [sampled.token_ids.tolist()]
 
 
+def test_warming_up_leaves_no_trace() -> None:
+    sampler, logits = Sampler(spec_of(), 4, CPU), noise(3)
+    sampler.warm_up(4, torch.float16)
+    kinds: list[dict[str, Any]] = [{"top_p": 0.7}, {"top_k": 9}, {"repetition_penalty": 1.3}]
+    requests = [request_of(row, seed=row, **kind) for row, kind in enumerate(kinds)]
+    assert sampler.sample(logits.clone(), requests).token_ids.tolist() == sample(logits, requests)
+
+
 def test_half_precision_logits_are_sampled_in_float32() -> None:
     logits = noise(3).half()
     kinds: list[dict[str, Any]] = [{}, {"top_k": 9}, {"temperature": 0.0}]

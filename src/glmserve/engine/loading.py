@@ -29,7 +29,7 @@ from glmserve.scheduler.kv_cache_manager import KVCacheManager
 from glmserve.scheduler.scheduler import Scheduler
 
 _SMALL_MODEL = 100e6  # numbers in its matrices
-_WARM_UP_SIZES = (1, 2, 4, 8, 32, 64, 72, 128)  # the likeliest, and one of each kind of kernels: compiling takes a second
+_WARM_UP_SIZES = (1, 2, 4, 8, 32, 64, 80, 128)  # the likeliest, and one of each kind of kernels: compiling takes a second
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -89,8 +89,8 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     clock.phase("size_kv_cache")
     runner = ModelRunner(model, spec, pool, device, config.max_num_seqs, spec.max_model_len, use_graphs=not config.enforce_eager)
     if runner.graphs is not None:
-        progress("capturing decode graphs")
-    runner.warm_up([size for size in _WARM_UP_SIZES if size <= config.max_num_seqs])
+        progress("capturing graphs")
+    runner.warm_up(sorted({min(size, config.max_num_seqs) for size in _WARM_UP_SIZES}), dtype)
     clock.phase("capture_graphs")
     scheduler = _scheduler(config, spec, pool, device, max_batched_tokens)
     if soft_tokens is not None:

@@ -33,8 +33,9 @@ def nucleus_ids_torch(scores: torch.Tensor, params: torch.Tensor, invalid_id: in
     scaled = scores.float() / temperature
     weights = (scaled - scaled.amax(dim=-1, keepdim=True)).exp()
     kept = weights >= min_p
-    if (top_p < 1).any():
-        ordered, order = weights.sort(dim=-1, descending=True, stable=True)
+    if scores.is_cuda or (top_p < 1).any():  # asking a GPU would be waiting for it
+        order = scaled.argsort(dim=-1, descending=True, stable=True)
+        ordered = weights.gather(1, order)
         mass_before = ordered.cumsum(dim=-1) - ordered
         in_order = (mass_before < top_p * ordered.sum(dim=-1, keepdim=True)) | (top_p >= 1)
         in_order[:, 0] = True
@@ -63,24 +64,27 @@ def nucleus_ids_triton(scores: torch.Tensor, params: torch.Tensor, invalid_id: i
     rows, vocab_size = scores.shape
     low_zeros = _LOW_ZEROS[scores.dtype]
     pieces, passes = triton.cdiv(vocab_size, _BLOCK), _passes(32 - low_zeros)
-    parts = params.new_empty((rows, pieces, 3))
-    facts = params.new_empty((rows, 3))
-    state = params.new_empty((passes + 1, rows, 4), dtype=torch.float64)  # 4 for 3: every launch's then begins at a multiple of 16 bytes
-    masses = params.new_empty((passes, rows, pieces, _WAYS))
+    parts = params.new_empty((rows, pieces, 3))  # best score, least score, sum of weights; at last the mass above the edge, ties at it
+    facts = params.new_empty((rows, 3))  # best score, least score, sum of weights
+    # after each pass: the interval of keys, [low, high), and the mass from high on; 4 columns for 3, so that each begins at 16 bytes
+    state = params.new_empty((passes + 1, rows, 4), dtype=torch.float64)
+    masses = params.new_empty((passes, rows, pieces, _WAYS))  # of a piece, from each limit on
     out = params.new_empty(rows, dtype=torch.int64)
     early = early_start(scores)
     shape = {"BLOCK": _BLOCK, "PIECES": next_power_of_2(pieces), **early}
     search = {"WAYS": _WAYS, "LOW_ZEROS": low_zeros, **shape}
-    row = (scores, params, scores.stride(0), vocab_size, rows)
-    _measure_kernel[(rows, pieces)](*row, parts, pieces, BLOCK=_BLOCK, num_warps=_WARPS, **early)
+    common = (scores, params, scores.stride(0), vocab_size, rows)
+    _measure_kernel[(rows, pieces)](*common, parts, pieces, BLOCK=_BLOCK, num_warps=_WARPS, **early)
     for number in range(passes):
         before = max(number - 1, 0)
         _search_kernel[(rows, pieces)](
-            *row, parts, facts, state[before], masses[before], state[number], masses[number], pieces,
+            *common, parts, facts, state[before], masses[before], state[number], masses[number], pieces,
             FIRST=number == 0, num_warps=_WARPS, **search,
         )  # fmt: skip
-    _weigh_kernel[(rows, pieces)](*row, parts, facts, state[-2], masses[-1], state[-1], pieces, num_warps=_WARPS, **search)
-    _choose_kernel[(rows,)](*row, parts, facts, state[-1], out, pieces, invalid_id, masked, LOW_ZEROS=low_zeros, num_warps=_WARPS, **shape)
+    _weigh_kernel[(rows, pieces)](*common, parts, facts, state[-2], masses[-1], state[-1], pieces, num_warps=_WARPS, **search)
+    _choose_kernel[(rows,)](
+        *common, parts, facts, state[-1], out, pieces, invalid_id, masked, LOW_ZEROS=low_zeros, num_warps=_WARPS, **shape
+    )
     return out
 
 
@@ -293,7 +297,7 @@ def _weight(score, best, rate):
 @triton.jit
 def _key(score, LOW_ZEROS: tl.constexpr):
     """int32, ordered as the scores are."""
-    bits = (score + 0.0).to(tl.int32, bitcast=True)  # -0 becomes 0, its equal
+    bits = score.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> LOW_ZEROS
 
 

@@ -47,7 +47,7 @@ def paged_prefill_attention(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_s0"])
 def _paged_prefill_kernel(
     query_ptr, key_ptr, value_ptr, table_ptr, query_start_ptr, seq_len_ptr, context_len_ptr, out_ptr,
     scale_log2, query_s0, query_s1, out_s0, out_s1, cache_s0, cache_s1, cache_s2, table_s0, group,

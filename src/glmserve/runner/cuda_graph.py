@@ -39,7 +39,7 @@ class StepGraphs(Generic[Shape]):
             self.capture(shape)
 
     def replay(self, shape: Shape) -> torch.Tensor:
-        """Run the step; the logits are overwritten by the next replay of this shape."""
+        """Run the step; the logits are good until the next replay of any graph of this memory."""
         self.prepare(shape)
         graph, logits = self._graphs[shape]
         graph.replay()

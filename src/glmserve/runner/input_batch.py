@@ -92,7 +92,10 @@ def unpack_prefill(
     """tokens as in `PrefillArrays`; sequences: int32 [num_seqs + 1, 3 + max_blocks] as `fill_sequences` leaves them, the last row saying
     where the queries end; `host` where the host knows them too.  Also inside a CUDA graph."""
     token_ids, slots, positions = tokens[:, 0].long(), tokens[:, 1].long(), tokens[:, 2:].long()
-    starts, seq_lens, context_lens = sequences[:, :NUM_SEQUENCE_FIELDS].t().contiguous()
+    count = len(sequences)
+    fields = sequences.new_empty((NUM_SEQUENCE_FIELDS, -(-count // 4) * 4))  # each begins at 16 bytes: Triton compiles once
+    fields[:, :count] = sequences[:, :NUM_SEQUENCE_FIELDS].t()
+    starts, seq_lens, context_lens = fields[:, :count]
     cos, sin = rotary.lookup(positions)
     metadata = AttentionMetadata(
         cos=cos,

@@ -13,7 +13,7 @@ from glmserve.protocol.messages import TokenLogprobs
 from glmserve.runner.cuda_graph import DecodeGraphs
 from glmserve.runner.input_batch import DecodeInputs, PrefillArrays, prefill_arrays, prefill_inputs
 from glmserve.runner.kv_pool import KVPool
-from glmserve.runner.prompt_graphs import PromptGraphs, PromptShape
+from glmserve.runner.prompt_graphs import MOST_TOKENS, PromptGraphs, PromptShape
 from glmserve.runner.sampler import Sampled, Sampler
 from glmserve.runner.step_clock import EventMarker, HostMarker, StepClock, StepMarks, StepTime
 from glmserve.scheduler.batch import ScheduledBatch
@@ -74,7 +74,8 @@ class ModelRunner:
         if use_graphs and self.on_gpu:
             memory = torch.cuda.graph_pool_handle()
             self.graphs = DecodeGraphs(self._decode, max_num_seqs, memory)
-            self.prompt_graphs = PromptGraphs(self._prompt, max_num_seqs, max_blocks, self.axes, device, memory)
+            blocks = max(max_blocks, -(-MOST_TOKENS // pool.block_size))
+            self.prompt_graphs = PromptGraphs(self._prompt, max_num_seqs, blocks, self.axes, device, memory)
         self.clock = StepClock(EventMarker() if self.on_gpu else HostMarker())
 
     @torch.inference_mode()
@@ -91,17 +92,20 @@ class ModelRunner:
         return StepHandle(batch, sampled, self.on_gpu, self.clock, marks)
 
     @torch.inference_mode()
-    def warm_up(self, sizes: list[int]) -> None:
-        """Compile the kernels and capture the graphs of these decode sizes, and of lone prompts, ahead of the first request."""
-        if self.graphs is None or self.prompt_graphs is None:
+    def warm_up(self, sizes: list[int], dtype: torch.dtype) -> None:
+        """Compile the kernels, and capture the graphs of these decode sizes and of lone prompts, ahead of the first request.
+
+        dtype: the model's.  On a CPU there is nothing to do.
+        """
+        if not self.on_gpu:
             return
-        for size in sizes:
-            self.graphs.capture(self.graphs.size_for(size))
-        self.inputs.fill([], 1)
-        self.prompt_graphs.capture_lone_prompts()
-        logits = self.graphs.replay(self.graphs.size_for(1))
-        self.sampler.warm_up(self.inputs.max_num_seqs, logits.dtype)
-        self.inputs.keep(logits.new_zeros(1, dtype=torch.int64))
+        if self.graphs is not None and self.prompt_graphs is not None:
+            for size in sizes:
+                self.graphs.prepare(self.graphs.size_for(size))
+            self.inputs.fill([], 1)
+            self.prompt_graphs.capture_lone_prompts(whole=self.spec.num_soft_tokens == 0)
+        self.sampler.warm_up(self.inputs.max_num_seqs, dtype)
+        self.inputs.keep(torch.zeros(1, dtype=torch.int64, device=self.device))
 
     def _prefill(self, batch: ScheduledBatch) -> tuple[torch.Tensor | None, StepMarks]:
         arrays = prefill_arrays(batch.chunks, self.pool.block_size, self.axes, self.spec.num_soft_tokens)
@@ -124,7 +128,7 @@ class ModelRunner:
     ) -> tuple[torch.Tensor, StepMarks]:
         self.inputs.fill(requests, shape.sequences)
         graphs.fill(shape, arrays)
-        graphs.prepare(shape)  # before the clock runs: a capture keeps the host busy, not the device
+        graphs.prepare(shape)  # before the clock runs, which counts steps and not their recording
         marks = self.clock.begin()
         return graphs.replay(shape)[: len(requests)], marks
 

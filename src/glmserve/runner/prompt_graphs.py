@@ -16,7 +16,8 @@ from glmserve.layers.rotary import RotaryTable
 from glmserve.runner.cuda_graph import GraphMemory, StepGraphs
 from glmserve.runner.input_batch import NUM_BUFFERS, NUM_SEQUENCE_FIELDS, PrefillArrays, PrefillInputs, fill_sequences, unpack_prefill
 
-_TOKENS = tuple(range(64, 1025, 64))  # beyond, the GPU takes as long as the host
+MOST_TOKENS = 1024  # beyond, the GPU takes as long as the host
+_TOKENS = tuple(range(64, MOST_TOKENS + 1, 64))
 _MOST_AT_THE_START = 512
 _SEQUENCES = (1, 2, 4, 8)
 
@@ -30,7 +31,10 @@ class PromptShape(NamedTuple):
 
 
 class PromptGraphs(StepGraphs[PromptShape]):
-    """Prefill steps by their shape, over inputs whose addresses never change."""
+    """Prefill steps by their shape, over inputs whose addresses never change.
+
+    max_blocks: of a sequence, and of padding, which is a sequence of up to MOST_TOKENS.
+    """
 
     def __init__(
         self,
@@ -44,8 +48,7 @@ class PromptGraphs(StepGraphs[PromptShape]):
         super().__init__(run, memory)
         self._max_num_seqs = max_num_seqs
         tokens = (_TOKENS[-1], 2 + axes)
-        blocks = max(max_blocks, _TOKENS[0])  # padding is shorter than that, in blocks of any size
-        sequences = (_SEQUENCES[-1] + 2, NUM_SEQUENCE_FIELDS + blocks)  # one of padding, and the row that closes
+        sequences = (_SEQUENCES[-1] + 2, NUM_SEQUENCE_FIELDS + max_blocks)  # one of padding, and the row that closes
         pinned = device.type == "cuda"
         self._hosts = [
             [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for size in (tokens, sequences)] for _ in range(NUM_BUFFERS)
@@ -62,13 +65,13 @@ class PromptGraphs(StepGraphs[PromptShape]):
             return None
         return PromptShape(tokens, sequences, arrays.whole)
 
-    def capture_lone_prompts(self) -> None:
-        """The likeliest shapes of one new prompt, before there is any."""
+    def capture_lone_prompts(self, whole: bool) -> None:
+        """The likeliest shapes of one new prompt, before there is any, and one that compiles what the others do not."""
         of_one_token = PrefillArrays(np.zeros((1, self._tokens.shape[1]), dtype=np.int32), [[0]], [1], [1], [0])
-        for tokens in (count for count in _TOKENS if count <= _MOST_AT_THE_START):
-            shape = PromptShape(tokens, 1, whole=True)
+        likeliest = [PromptShape(tokens, 1, whole) for tokens in _TOKENS if tokens <= _MOST_AT_THE_START]
+        for shape in (*likeliest, PromptShape(_TOKENS[0], 1, not whole)):
             self.fill(shape, of_one_token)
-            self.capture(shape)
+            self.prepare(shape)
 
     def fill(self, shape: PromptShape, arrays: PrefillArrays) -> None:
         """Send a step to the device, padded to its shape."""

@@ -54,9 +54,9 @@ class Sampler:
             return Sampled(greedy_ids(logits, self._invalid_id))
         if num_logprobs is None and not changed and methods == {"nucleus"}:
             return Sampled(nucleus_ids(logits, self._numbers(requests)[:4], self._invalid_id))
-        scores = logits.to(torch.float32, copy=changed)
+        scores = logits
         if changed:
-            self._adjust(scores, requests)
+            self._adjust(scores := logits.to(torch.float32, copy=True), requests)
         valid = torch.isfinite(logits.sum(dim=-1, dtype=torch.float32))  # of the model's own scores: masks and bias may be infinite
         token_ids = torch.where(valid, self._draw(scores, requests), self._invalid_id)
         self.penalties.count(requests, token_ids)
@@ -70,10 +70,10 @@ class Sampler:
         for rows in {1, max_num_seqs}:  # kernels that start early, and those of many rows
             logits = torch.zeros((rows, self.spec.vocab_size), dtype=dtype, device=self.device)
             params = torch.full((5, rows), 0.5, device=self.device)
-            greedy_ids(logits, -1)
+            greedy_ids(logits, self._invalid_id)
             for scores in (logits, logits.float()):
-                nucleus_ids(scores, params[:4], -1)
-            _draw_from_best(logits.float(), params, _USUAL_TOP_K)
+                nucleus_ids(scores, params[:4], self._invalid_id)
+            _draw_from_best(logits, params, _USUAL_TOP_K)
 
     def _adjust(self, scores: torch.Tensor, requests: list[Request]) -> None:
         self.penalties.apply(scores, requests)
@@ -122,9 +122,9 @@ class Sampler:
 
 
 def _draw_from_best(scores: torch.Tensor, numbers: torch.Tensor, count: int) -> torch.Tensor:
-    """A token out of each row's `count` best, by `Sampler._numbers`: int64 [num_rows]."""
+    """A token out of each row's `count` best: int64 [num_rows].  scores: [num_rows, vocab_size]; numbers: as `Sampler._numbers`."""
     temperature, top_p, min_p, draw, top_k = numbers[:, :, None].unbind()
-    best, ids = (scores / temperature).topk(min(count, scores.shape[-1]), dim=-1)
+    best, ids = (scores.float() / temperature).topk(min(count, scores.shape[-1]), dim=-1)
     place = pick(filter_sorted(best, top_k, top_p, min_p), draw)
     return ids.gather(1, place[:, None]).squeeze(1)
 

@@ -8,7 +8,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +45,11 @@ async def run_load(plans: list[Plan], progress: Callable[[int, int], None], watc
         with watch or nullcontext():
             reports = await _run_workers(workers, progress)
     except BaseException:
-        for worker in workers:  # after its last report a worker ends by itself
-            if worker.returncode is None:
-                worker.kill()
-        raise
-    finally:
         for worker in workers:
-            await worker.wait()
+            await _end(worker, patience=0.0)
+        raise
+    for worker in workers:  # after its last report a worker ends by itself
+        await _end(worker, patience=10.0)
     outcomes = sorted((outcome for report in reports for outcome in report.outcomes), key=lambda outcome: outcome.sent)
     num_unfinished = sum(report.num_unfinished for report in reports)
     last = max((outcome.sent + outcome.latency for outcome in outcomes), default=0.0)
@@ -85,6 +83,16 @@ async def _start(plan: Plan) -> Process:
     worker = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, limit=2**30, start_new_session=True)
     await _send(worker, plan)
     return worker
+
+
+async def _end(worker: Process, patience: float) -> None:
+    """Wait so many seconds for its end, then kill it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            await worker.wait()
+    if worker.returncode is None:
+        worker.kill()
+        await worker.wait()
 
 
 async def _send(worker: Process, message: msgspec.Struct) -> None:

@@ -45,7 +45,7 @@ async def pulses(patient: Patient) -> Finding:
     long = ratio >= 0.5 * num
     in_line = long and gap >= 0.4 * alone.seconds  # those that share the work end together
     if not in_line or together.seconds < QUICK_ENOUGH / 2:
-        return ok(f"{times} ({ratio:.1f} times{', but they ended together' if long else ''})", **evidence)
+        return ok(f"{times} ({ratio:.1f} times{', but they ended together' if long and not in_line else ''})", **evidence)
     line = ", ".join(f"{end:.1f}" for end in together.ends)
     return fail(f"one request at a time: {times}; they ended after {line} s.{_pulse_words(gpu)}", *_batching(patient.service), **evidence)
 
