@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeAlias, TypeVar
 
@@ -13,6 +14,8 @@ _STEPS = ((8, 1), (32, 4), (64, 8), (256, 16), (1 << 30, 64))
 
 GraphMemory: TypeAlias = tuple[int, int]  # what torch.cuda.graph_pool_handle() gives
 Shape = TypeVar("Shape", bound=Hashable)
+
+logger = logging.getLogger(__name__)
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -32,15 +35,27 @@ class StepGraphs(Generic[Shape]):
         self._run = run
         self._graphs: dict[Shape, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._memory = memory
+        self._has_room = True
 
     def prepare(self, shape: Shape) -> None:
-        """Capture the step of this shape unless that is done.  The inputs must be in place, since capturing runs it once."""
-        if shape not in self._graphs:
+        """Capture the step of this shape unless that is done.  The inputs must be in place, since capturing runs it once.
+
+        Where the memory does not suffice, it and those after it are launched kernel by kernel: slower, but served.
+        """
+        if shape in self._graphs or not self._has_room:
+            return
+        try:
             self.capture(shape)
+        except torch.OutOfMemoryError:
+            self._has_room = False
+            torch.cuda.empty_cache()
+            logger.warning("no memory for another CUDA graph: steps of new shapes are slower from now on. Lower --gpu-memory-utilization.")
 
     def replay(self, shape: Shape) -> torch.Tensor:
         """Run the step; the logits are good until the next replay of any graph of this memory."""
         self.prepare(shape)
+        if shape not in self._graphs:
+            return self._run(shape)
         graph, logits = self._graphs[shape]
         graph.replay()
         return logits
