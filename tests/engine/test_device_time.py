@@ -59,7 +59,7 @@ def test_the_parts_sum_to_wall_time_whatever_happens(plan: list[tuple], drift: i
         nonlocal now
         launched, (end, gap, forward, sampling), is_prefill = flying.pop(0)
         now = max(now, end) + slow_host
-        account.step(launched, gap, forward, sampling, now, is_prefill)
+        account.step(launched, gap, forward, sampling, collected=now, is_prefill=is_prefill)
 
     for action in plan:
         match action:
@@ -119,6 +119,16 @@ def test_a_gap_is_split_at_what_the_host_learned_in_it() -> None:
         "idle_no_work": 10 + 9, "idle_scheduling": 3 + 5, "prefill": 20, "sampling": 2, "idle_kv_full": 1, "idle_draining": 10, "decode": 1,
     }  # fmt: skip
     assert account.take_without_work() == [(100, 110), (141, 150)] and account.take_without_work() == []
+
+
+def test_work_with_holes_is_counted_apart() -> None:
+    account = DeviceTime(0)
+    account.step(0, 0, 10, 2, launching=11.5, collected=12, is_prefill=False)  # as long to launch as to run
+    account.step(12, 0, 10, 0, launching=0.1, collected=22, is_prefill=False)  # a graph
+    account.step(22, 0, 10, 0, launching=5, collected=32, is_prefill=True)
+    assert account.launch_bound == 12
+    account.step(32, 0, 4, 0, launching=20, collected=36, is_prefill=True)  # launched while the one before it ran
+    assert account.launch_bound == 16 and sum(parts(account).values()) == 36
 
 
 def test_a_host_that_reads_late_is_not_taken_for_a_busy_device() -> None:

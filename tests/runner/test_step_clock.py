@@ -60,9 +60,17 @@ def test_steps_that_overlap_on_the_host_are_read_in_order(clock: StepClock) -> N
             clock.wait(flying[0])
             read.append(clock.read(flying.pop(0)))
     read.append(clock.read(flying.pop()))
-    assert [pytest.approx(times[1:]) for times in read] == [
+    assert [pytest.approx(times[1:4]) for times in read] == [
         (0.005, 0.003, 0.0005), (0.00025, 0.003, 0.0005), (0.0, 0.012, 0.0), (0.001, 0.003, 0.0005),
     ]  # fmt: skip
+
+
+def test_how_long_the_host_launched(clock: StepClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([3.0, 3.25])
+    monkeypatch.setattr("glmserve.runner.step_clock.time.monotonic", lambda: next(times))
+    marks = clock.begin()
+    clock.end(marks)
+    assert clock.read(marks).launching == 0.25
 
 
 def test_events_are_used_again(clock: StepClock) -> None:
@@ -83,4 +91,4 @@ def test_on_a_cpu_the_host_s_clock_is_the_device_s(monkeypatch: pytest.MonkeyPat
     marks = clock.begin()
     clock.begin_sampling(marks)
     clock.end(marks)
-    assert clock.read(marks) == StepTime(launched=2.0, gap=1.0, forward=3.0, sampling=1.0)
+    assert clock.read(marks) == StepTime(launched=2.0, gap=1.0, forward=3.0, sampling=1.0, launching=0.0)

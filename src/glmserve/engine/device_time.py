@@ -14,6 +14,7 @@ from enum import StrEnum
 from glmserve.protocol.stats import DeviceSeconds
 
 MAX_STRETCHES = 1024  # kept for an engine whose user never asks for them
+LAUNCH_BOUND = 0.9  # of a step's time on the device
 
 
 class Idle(StrEnum):
@@ -30,6 +31,7 @@ class DeviceTime:
 
     def __init__(self, now: float) -> None:
         self.seconds = DeviceSeconds()
+        self.launch_bound = 0.0  # seconds of work in steps that the host launched no faster than the device ran them
         self.started = now
         self.until = now
         self._step_end = now
@@ -43,10 +45,13 @@ class DeviceTime:
         if cause is not last and last is not Idle.DRAINING:
             self._notes.append((now, cause))
 
-    def step(self, launched: float, gap: float, forward: float, sampling: float, collected: float, is_prefill: bool) -> None:
+    def step(
+        self, launched: float, gap: float, forward: float, sampling: float, launching: float = 0.0, *, collected: float, is_prefill: bool
+    ) -> None:
         """A step has ended: idle for `gap` seconds since the step before it, then `forward` and `sampling` seconds of work.
 
-        `launched` and `collected` are when the host sent it off and read its result.
+        `launched` and `collected` are when the host began to send it off and read its result; it took `launching` seconds to send it off.
+        A step that took as long to launch as to run is work with holes: the device waited for one kernel after the other.
         """
         start = max(self._step_end + gap, launched)
         start = max(min(start, collected - forward - sampling), self.until)
@@ -58,6 +63,8 @@ class DeviceTime:
         else:
             self.seconds.decode += forward
         self.seconds.sampling += sampling
+        if launching >= LAUNCH_BOUND * (forward + sampling) > 0:
+            self.launch_bound += forward + sampling
         self.until = self._step_end = start + forward + sampling
 
     def idle_until(self, now: float) -> None:

@@ -72,6 +72,7 @@ class StepAccount:
         if now is not None:
             self.device.idle_until(now)
         stats = self.stats
+        stats.launch_bound_seconds = self.device.launch_bound
         num_bytes = stats.estimated_read_bytes_per_gpu + stats.estimated_write_bytes_per_gpu
         shares = self._window.shares(self.device.until, stats.estimated_flops_per_gpu, num_bytes)
         stats.model_flops_utilization_perc, stats.model_bandwidth_utilization_perc = shares

@@ -50,8 +50,9 @@ ACTIVITIES = {
 
 UTILIZATION = """
 A step counts as work from its first kernel to its last: gaps inside a step, as between kernels that are launched one by one, are not
-idle time. MBU and MFU show them. They set what the model's mathematics needs (each matrix read once a step, each request's K/V read
-once, new K/V written) beside what this device was measured to do when the engine started, over the last ten seconds, idle time
+idle time. `glmserve:launch_bound_seconds_total` counts the work in steps that the host took as long to launch as a GPU to run, and
+MBU and MFU show what the gaps cost. They set what the model's mathematics needs (each matrix read once a step, each request's K/V
+read once, new K/V written) beside what this device was measured to do when the engine started, over the last ten seconds, idle time
 included. `nvml_utilization_perc` only says that some kernel ran. A model so small that its weights stay in the processor's cache can
 show an MBU above 1.
 

@@ -86,6 +86,9 @@ class EngineStats(msgspec.Struct, array_like=True):
     estimated_flops_per_gpu: Annotated[float, counter("Floating-point operations that the model needed")] = 0.0
     estimated_read_bytes_per_gpu: Annotated[float, counter("Bytes of weights and K/V that had to be read")] = 0.0
     estimated_write_bytes_per_gpu: Annotated[float, counter("Bytes of K/V that had to be written")] = 0.0
+    launch_bound_seconds: Annotated[
+        float, counter("Work of a GPU in steps that the host launched no faster than it ran them, so that it waited between their kernels")
+    ] = 0.0
 
 
 class MetricField(NamedTuple):

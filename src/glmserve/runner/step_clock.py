@@ -13,12 +13,14 @@ import torch
 
 
 class StepTime(NamedTuple):
-    """Seconds: idle before the step since the one before it, and its two parts.  `launched` is CLOCK_MONOTONIC."""
+    """Seconds: idle before the step since the one before it, its two parts, and how long the host took to launch it, which is 0 on a CPU,
+    where launching is running.  `launched` is CLOCK_MONOTONIC."""
 
     launched: float
     gap: float
     forward: float
     sampling: float
+    launching: float
 
 
 @dataclass(slots=True)
@@ -29,10 +31,13 @@ class StepMarks:
     begin: Any
     sampling: Any = None
     end: Any = None
+    launching: float = 0.0
 
 
 class Marker(Protocol):
     """Makes points on the timeline of a device."""
+
+    runs_later: bool  # whether the host goes on while the device works
 
     def mark(self) -> Any: ...
 
@@ -45,6 +50,8 @@ class Marker(Protocol):
 
 class HostMarker:
     """For a CPU, where a step has run when its call returns."""
+
+    runs_later = False
 
     def mark(self) -> float:
         """Now."""
@@ -63,6 +70,8 @@ class HostMarker:
 
 class EventMarker:
     """For a GPU: events in the current stream, used again, since making one costs more than recording it."""
+
+    runs_later = True
 
     def __init__(self) -> None:
         self._free: list[torch.cuda.Event] = []
@@ -108,6 +117,8 @@ class StepClock:
     def end(self, marks: StepMarks) -> None:
         """All of the step is launched."""
         marks.end = self._marker.mark()
+        if self._marker.runs_later:
+            marks.launching = time.monotonic() - marks.launched
 
     def wait(self, marks: StepMarks) -> None:
         """Block until the step has run."""
@@ -116,7 +127,8 @@ class StepClock:
     def read(self, marks: StepMarks) -> StepTime:
         """How long the parts of a step took, which has run.  Call it once a step, in the order of the steps."""
         seconds, sampling = self._marker.seconds, marks.end if marks.sampling is None else marks.sampling
-        times = StepTime(marks.launched, seconds(self._last_end, marks.begin), seconds(marks.begin, sampling), seconds(sampling, marks.end))
+        gap, forward = seconds(self._last_end, marks.begin), seconds(marks.begin, sampling)
+        times = StepTime(marks.launched, gap, forward, seconds(sampling, marks.end), marks.launching)
         for mark in (self._last_end, marks.begin, marks.sampling):
             if mark is not None:
                 self._marker.recycle(mark)

@@ -22,11 +22,13 @@ glmserve:estimated_flops_per_gpu_total{{engine="0"}} {flops}
 glmserve:device_peak_bytes_per_second{{engine="0"}} 100
 glmserve:device_peak_flops_per_second{{engine="0"}} 1000
 glmserve:generation_tokens_total{{engine="0"}} {tokens}
+glmserve:launch_bound_seconds_total{{engine="0"}} {launch_bound}
 """
 
 
 def reading(at: float, nvml: float | None = None, **values: float) -> Readings:
-    page = PAGE.format(**{"prefill": 0, "decode": 0, "sampling": 0, "idle": 0, "read": 0, "flops": 0, "tokens": 0, **values})
+    nothing = dict.fromkeys(("prefill", "decode", "sampling", "idle", "read", "flops", "tokens", "launch_bound"), 0.0)
+    page = PAGE.format(**{**nothing, **values})
     if nvml is not None:
         page += f'glmserve:nvml_utilization_perc{{gpu="0"}} {nvml}\n'
     return Readings.parse(page, at)
@@ -46,6 +48,12 @@ def test_shares_are_of_the_devices_own_time() -> None:
     assert shown["device busy"] == "60%" and shown["idle because of"] == "scheduling 40%"
     assert shown["floor of this load"] == "4.00 s of 10.00 s, 40% reached"
     assert shown["MBU, share of memory speed"].startswith("40.0% of")
+
+
+def test_work_with_holes_is_told_beside_busy() -> None:
+    figures = figures_of([reading(0.0), reading(10.0, decode=6, prefill=2, idle=2, launch_bound=6)])
+    assert figures.launch_bound == pytest.approx(0.75)
+    assert rows(figures)["device busy"] == "80%, 75% of it waiting for launches"
 
 
 def test_a_server_that_tells_less_leaves_figures_empty() -> None:

@@ -162,6 +162,12 @@ def test_an_engine_that_waits_for_its_host(start: Start) -> None:
     assert "scheduling" in found.summary
 
 
+def test_an_engine_whose_steps_have_holes(start: Start) -> None:
+    server = count_by_steps(start(token_seconds=QUICK), decode=8, prefill=2, idle_no_work=5, launch_bound_seconds_total=9)
+    found = finding(server.url, "host_bound")
+    assert found.verdict is Verdict.WARN and "90%" in found.summary and "--enforce-eager" in found.mend[0]
+
+
 def test_an_engine_that_waits_for_work_alone(start: Start) -> None:
     server = count_by_steps(start(token_seconds=QUICK), decode=9, idle_http=0.5, idle_no_work=50)
     assert finding(server.url, "host_bound", reader=FakeGpu(utilization=0.3)).verdict is Verdict.OK  # its own count goes before NVML's

@@ -24,13 +24,15 @@ WATCH_SECONDS = 1.0
 class ServerFigures(msgspec.Struct):
     """From the first page to the last.  Shares are 0 to 1; None where the server does not report it.
 
-    `spent` is the share of wall time of each activity of the device.  `floor_seconds` is the least time that the work of these seconds
-    takes on this chip: all bytes at the speed of its memory, or all arithmetic at the speed of its multipliers, whichever is longer.
+    `spent` is the share of wall time of each activity of the device; `launch_bound` the share of its work in which it waited for launches.
+    `floor_seconds` is the least time that the work of these seconds takes on this chip: all bytes at the speed of its memory, or all
+    arithmetic at the speed of its multipliers, whichever is longer.
     """
 
     seconds: float
     spent: dict[str, float]
     busy: float | None
+    launch_bound: float | None
     mbu: float | None
     mfu: float | None
     nvml: float | None
@@ -90,11 +92,14 @@ def figures_of(readings: list[Readings]) -> ServerFigures:
     peak_bytes, peak_flops = (readings[-1].total(f"device_peak_{what}_per_second") for what in ("bytes", "flops"))
     memory = _seconds(_moved_bytes(window), peak_bytes)
     arithmetic = _seconds(window.increase("estimated_flops_per_gpu_total"), peak_flops)
+    work = sum(spent for activity, spent in seconds_by.items() if not activity.startswith(IDLE))
+    launch_bound = window.increase("launch_bound_seconds_total")
     nvml = [value for one in readings[1:] if (value := one.mean("nvml_utilization_perc")) is not None]
     return ServerFigures(
         seconds=window.seconds,
         spent={activity: spent / wall for activity, spent in seconds_by.items()} if wall else {},
-        busy=sum(spent for activity, spent in seconds_by.items() if not activity.startswith(IDLE)) / wall if wall else None,
+        busy=work / wall if wall else None,
+        launch_bound=None if launch_bound is None or not work else launch_bound / work,
         mbu=None if memory is None or not wall else memory / wall,
         mfu=None if arithmetic is None or not wall else arithmetic / wall,
         nvml=sum(nvml) / len(nvml) if nvml else None,
@@ -119,7 +124,7 @@ def rows(figures: ServerFigures) -> dict[str, str]:
     """For the table that people read."""
     idle = sorted(((share, name) for name, share in figures.spent.items() if name.startswith(IDLE) and share >= 0.005), reverse=True)
     shown: dict[str, Any] = {
-        "device busy": _percent(figures.busy),
+        "device busy": _busy(figures),
         "idle because of": ", ".join(f"{name.removeprefix(IDLE).replace('_', ' ')} {share:.0%}" for share, name in idle),
         "MBU, share of memory speed": _of(figures.mbu, figures.peak_bytes_per_second, 1e9, "GB/s"),
         "MFU, share of arithmetic": _of(figures.mfu, figures.peak_flops_per_second, 1e12, "TFLOP/s"),
@@ -128,6 +133,12 @@ def rows(figures: ServerFigures) -> dict[str, str]:
         "requests in a decode step": None if figures.mean_batch is None else f"{figures.mean_batch:.1f}",
     }
     return {name: value for name, value in shown.items() if value}
+
+
+def _busy(figures: ServerFigures) -> str | None:
+    if figures.busy is None or (figures.launch_bound or 0.0) < 0.01:
+        return _percent(figures.busy)
+    return f"{figures.busy:.0%}, {figures.launch_bound:.0%} of it waiting for launches"
 
 
 def _percent(share: float | None) -> str | None:

@@ -44,8 +44,8 @@ async def host_bound(patient: Patient) -> Finding:
     """How much of the time the GPU waits for the host while messages never end."""
     service, busy = patient.service, await patient.tried.busy()
     counted = busy.window.increases_by("gpu_time_seconds_total", "activity") if busy.window else {}
-    if sum(counted.values()) > 0:
-        return _by_cause(counted, service)
+    if busy.window and sum(counted.values()) > 0:
+        return _by_cause(counted, busy.window.increase("launch_bound_seconds_total") or 0.0, service)
     utilization = mean_utilization(await patient.gpu_at_work())
     if utilization is None:
         raise NotApplicableError("NVML does not tell this GPU's utilization")
@@ -60,13 +60,21 @@ async def host_bound(patient: Patient) -> Finding:
     )
 
 
-def _by_cause(counted: dict[str, float], service: Service) -> Finding:
+def _by_cause(counted: dict[str, float], launch_bound: float, service: Service) -> Finding:
     total = sum(seconds for activity, seconds in counted.items() if activity != "idle_no_work")
     waiting = {cause: counted.get(cause, 0.0) for cause in HOST_CAUSES}
     if total <= 0:
         raise NotApplicableError("its engine had no work while messages were sent")
     share = sum(waiting.values()) / total
     evidence = {"waits_for_host_share": share} | {f"{activity}_seconds": seconds for activity, seconds in counted.items()}
+    work = sum(seconds for activity, seconds in counted.items() if not activity.startswith("idle_"))
+    evidence["launch_bound_share"] = launch_bound / work if work else 0.0
+    if share < 0.25 and evidence["launch_bound_share"] >= 0.5:
+        return warn(
+            f"in {evidence['launch_bound_share']:.0%} of its work the GPU waits between kernels: the host launches them no faster",
+            "Start it without --enforce-eager and without --kernels plain: a step is then a CUDA graph, launched at once.",
+            **evidence,
+        )
     if share < 0.25:
         return ok(f"the device waits for the host {share:.0%} of the time there is work", **evidence)
     worst = max(waiting, key=lambda cause: waiting[cause])
