@@ -110,13 +110,15 @@ def test_families_tell_kind_help_and_samples() -> None:
 
 def test_shares_of_device_time_sum_to_one() -> None:
     form = 'glmserve:gpu_time_seconds_total{{activity="{}",engine="0"}} {}\n'
-    before = form.format("decode", 10) + form.format("idle_no_work", 10) + form.format("idle_http", 0)
-    after = form.format("decode", 16) + form.format("idle_no_work", 13) + form.format("idle_http", 1)
+    holes = 'glmserve:launch_bound_seconds_total{{engine="0"}} {}\n'
+    before = form.format("decode", 10) + form.format("idle_no_work", 10) + form.format("idle_http", 0) + holes.format(1)
+    after = form.format("decode", 16) + form.format("idle_no_work", 13) + form.format("idle_http", 1) + holes.format(5)
     kept = history(before, after)
     assert gpu_shares(kept, 10) == pytest.approx({"decode": 0.6, "idle_no_work": 0.3, "idle_http": 0.1})
     signals = read_all(kept, 10)
     assert signals["gpu_busy"] == pytest.approx(0.6)
     assert signals["gpu_waiting_for_host"] == pytest.approx(0.1)
+    assert signals["gpu_launch_bound"] == pytest.approx(0.4)
 
 
 def test_errors_are_those_of_users() -> None:

@@ -71,6 +71,13 @@ def _waiting_for_host(history: History, seconds: float) -> float | None:
     return sum(shares.get(activity, 0.0) for activity in HOST_IDLE) if shares else None
 
 
+def _launch_bound(history: History, seconds: float) -> float | None:
+    window = history.window(seconds)
+    wall = sum(window.increases_by("gpu_time_seconds_total", "activity").values()) if window else 0.0
+    spent = window.increase("launch_bound_seconds_total") if window else None
+    return None if spent is None or not wall else spent / wall
+
+
 def _error_rate(history: History, seconds: float) -> float | None:
     """The larger of two shares: answers with a status of 5xx, and choices that the engine could not finish (a stream's status is 200)."""
     window = history.window(seconds)
@@ -177,6 +184,13 @@ def _speed(name: str, metric: str, help_text: str) -> Signal:
 _ALL = (
     Signal("gpu_busy", Unit.SHARE, "gpu_time_seconds", "Wall time in which the device computes, as the engine counts it", _busy),
     Signal("gpu_waiting_for_host", Unit.SHARE, "gpu_time_seconds", "Wall time in which the device waits for a CPU", _waiting_for_host),
+    Signal(
+        "gpu_launch_bound",
+        Unit.SHARE,
+        "launch_bound_seconds",
+        "Wall time in which a GPU waits between kernels launched singly",
+        _launch_bound,
+    ),
     _share("mbu", "model_bandwidth_utilization_perc", "Memory bandwidth in use, of what this chip can do"),
     _share("mfu", "model_flops_utilization_perc", "Arithmetic in use, of what this chip can do"),
     _share("kv_usage", "kv_cache_usage_perc", "K/V blocks in use"),

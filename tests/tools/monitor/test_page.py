@@ -69,7 +69,7 @@ def next_ten_seconds(server: MetricsServer) -> None:
     """Counters go on."""
     server.grow(generation_tokens_total=12340, prompt_tokens_total=5000, e2e_request_latency_seconds_count=25, requests_rejected_total=20)
     server.grow(**{'gpu_time_seconds_total{activity="decode"}': 7, 'gpu_time_seconds_total{activity="idle_no_work"}': 2})
-    server.grow(**{'gpu_time_seconds_total{activity="idle_kv_full"}': 1})
+    server.grow(**{'gpu_time_seconds_total{activity="idle_kv_full"}': 1}, launch_bound_seconds_total=6)
     server.observe("time_to_first_token_seconds", 1, 100)
 
 
@@ -93,7 +93,7 @@ async def test_the_screen_shows_what_the_server_says(server: MetricsServer, cloc
         "running 12 waiting 3", "done 2.5/s", "refused 2/s", "preempted 0/s",
         "tokens out 1,234/s", "tokens in 500/s", "K/V used 45%",
         "first token 150 ms 190 ms 199 ms", "next token - - -",
-        "decode 70%", "no work 20%", "kv full 10%", "MBU 61% MFU 7% busy 70%",
+        "decode 70%", "no work 20%", "kv full 10%", "MBU 61% MFU 7% busy 70% launch 60%",
         "NVML 98% mem 75% power 50% 64 °C",
         f"{local:%H:%M:%S} 7.2 s {'64 tokens ' if size[0] >= 96 else ''}it waited 5.0 s for K/V blocks",
     ):  # fmt: skip

@@ -114,11 +114,12 @@ def latency(values: Values) -> RenderableType:
 def device(server: WatchedServer, values: Values, shares: dict[str, float]) -> RenderableType:
     """Where the device's time goes, what it reaches of its limits, and what NVML says."""
     parts: list[RenderableType] = [StackedBar(shares), legend(shares)] if shares else [_no_shares(server)]
-    parts.append(
-        Text.assemble(
-            ("MBU ", "dim"), _value(values, "mbu"), ("  MFU ", "dim"), _value(values, "mfu"), ("  busy ", "dim"), _value(values, "gpu_busy")
-        )
-    )
+    named = {"MBU": "mbu", "MFU": "mfu", "busy": "gpu_busy"}
+    if (values["gpu_launch_bound"] or 0.0) >= 0.05:
+        named["launch"] = "gpu_launch_bound"
+    gap = " " if len(named) > 3 else "  "  # a narrow terminal has 36 columns for it
+    limits = Text(gap).join(Text.assemble((f"{title} ", "dim"), _value(values, name)) for title, name in named.items())
+    parts.append(limits)
     parts.append(_nvml(values) if values["nvml_utilization"] is not None else Text("no GPU figures from NVML", "dim"))
     return Group(*parts)
 
