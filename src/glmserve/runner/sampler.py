@@ -19,6 +19,7 @@ from glmserve.runner.penalties import PenaltyState
 from glmserve.scheduler.request import Request
 
 _USUAL_TOP_K = 50  # what ChatGLM-6B's clients get unasked
+_MANY_ROWS = 65  # for which kernels do not start early
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Sampler:
 
     def warm_up(self, max_num_seqs: int, dtype: torch.dtype) -> None:
         """Compile or load what samples from logits in `dtype`, ahead of the first request.  On a GPU."""
-        for rows in {1, max_num_seqs}:  # kernels that start early, and those of many rows
+        for rows in {1, min(max_num_seqs, _MANY_ROWS)}:
             logits = torch.zeros((rows, self.spec.vocab_size), dtype=dtype, device=self.device)
             params = torch.full((5, rows), 0.5, device=self.device)
             greedy_ids(logits, self._invalid_id)
