@@ -15,6 +15,7 @@ from glmserve.kernels import (
     greedy,
     norm,
     nucleus,
+    nucleus_search,
     one_row_linear,
     paged_attention,
     paged_decode,
@@ -144,16 +145,16 @@ def check_nucleus(on: Device, vocab_size: int, spread: float) -> None:
     scores[::2] -= 3 * spread  # the edge below 0, too
     scores[::3] = scores[::3].round(decimals=0)  # many equal scores, also at the edge
     scores[::5, 1:-1:2] = -float("inf")
-    tokens = nucleus.nucleus_ids_triton(scores, params, -7, masked=True)
+    tokens = nucleus_search.nucleus_ids_triton(scores, params, -7, masked=True)
     for name, ids in (("kernel", tokens), ("twin", nucleus.nucleus_ids_torch(scores, params, -7, masked=True))):
         assert_drawn_from_the_nucleus(name, scores, params, ids)
     few = params[:, 2:5]
-    assert nucleus.nucleus_ids_triton(scores[2:5], few.contiguous(), -7).tolist() == tokens[2:5].tolist()
+    assert nucleus_search.nucleus_ids_triton(scores[2:5], few.contiguous(), -7).tolist() == tokens[2:5].tolist()
     for column, bad in ((0, float("nan")), (-1, float("inf")), (1, -float("inf"))):
         scores[2, column] = bad
-        assert nucleus.nucleus_ids_triton(scores[2:4], few[:, :2].contiguous(), -7).tolist() == [-7, int(tokens[3])]
+        assert nucleus_search.nucleus_ids_triton(scores[2:4], few[:, :2].contiguous(), -7).tolist() == [-7, int(tokens[3])]
         assert nucleus.nucleus_ids_torch(scores[2:4], few[:, :2], -7)[0] == -7
-        assert bad < 0 or nucleus.nucleus_ids_triton(scores[2:4], few[:, :2].contiguous(), -7, masked=True)[0] == -7
+        assert bad < 0 or nucleus_search.nucleus_ids_triton(scores[2:4], few[:, :2].contiguous(), -7, masked=True)[0] == -7
         scores[2, column] = 0.0
 
 
@@ -163,7 +164,7 @@ def check_nucleus_of_ties(on: Device, vocab_size: int) -> None:
     scores = (on.randint(4, rows, vocab_size) - on.randint(6, rows, 1)).to(on.dtype)
     choices = ([1.0, 3.0], [0.3, 0.55, 0.8, 0.93, 0.99], [0.0, 0.1, 0.4], [0.05, 0.5, 0.97, 1 - 2**-24])
     params = torch.stack([torch.tensor(these, device=on.name)[on.randint(len(these), rows)] for these in choices])
-    tokens = nucleus.nucleus_ids_triton(scores, params, -7)
+    tokens = nucleus_search.nucleus_ids_triton(scores, params, -7)
     assert_drawn_from_the_nucleus("kernel", scores, params, tokens)
     assert_drawn_from_the_nucleus("twin", scores, params, nucleus.nucleus_ids_torch(scores, params, -7))
 
