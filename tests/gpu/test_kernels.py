@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels import cases
+from tests.kernels import cases, nucleus_cases
 from tests.kernels.cases import Device
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -116,8 +116,8 @@ def test_greedy(dtype: torch.dtype, rows: int, vocab_size: int) -> None:
 
 @pytest.mark.parametrize("vocab_size,spread", [(2, 1.0), (100, 3.0), (8193, 2.0), (130528, 0.02), (130528, 2.0), (130528, 6.0)])
 def test_nucleus(dtype: torch.dtype, vocab_size: int, spread: float) -> None:
-    cases.check_nucleus(Device("cuda", dtype, seed=vocab_size), vocab_size, spread)
-    cases.check_nucleus_of_ties(Device("cuda", dtype, seed=vocab_size), max(vocab_size, 100))
+    nucleus_cases.check_nucleus(Device("cuda", dtype, seed=vocab_size), vocab_size, spread)
+    nucleus_cases.check_nucleus_of_ties(Device("cuda", dtype, seed=vocab_size), max(vocab_size, 100))
 
 
 @pytest.mark.parametrize("rows,axes,pairs", [(1, 2, 32), (256, 2, 32), (300, 1, 24)])

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from tests.kernels import cases
+from tests.kernels import cases, nucleus_cases
 from tests.kernels.cases import Device
 
 
@@ -50,11 +50,11 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "greedy":
             cases.check_greedy(on, 1, 5000 if by_head else 100)
         case "nucleus":
-            cases.check_nucleus(on, 9_000 if by_head else 70, 0.1 if by_head else 3.0)
+            nucleus_cases.check_nucleus(on, 9_000 if by_head else 70, 0.1 if by_head else 3.0)
             if by_head:
-                cases.check_nucleus_of_ties(on, 17_000)
+                nucleus_cases.check_nucleus_of_ties(on, 17_000)
             elif on.dtype == torch.float16:  # it multiplies no matrices, so that bfloat16 is right here, too
-                cases.check_nucleus_of_ties(replace(on, dtype=torch.bfloat16), 17_000)
+                nucleus_cases.check_nucleus_of_ties(replace(on, dtype=torch.bfloat16), 17_000)
         case "decode_rows":
             cases.check_decode_rows(on, 3, 2 if by_head else 1, 6)
         case "dequantize":

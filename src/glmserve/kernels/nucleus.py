@@ -35,7 +35,7 @@ def nucleus_ids_torch(scores: torch.Tensor, params: torch.Tensor, invalid_id: in
     else:
         for row, part in enumerate(top_p[:, 0].tolist()):
             if part < 1:
-                _leave_set(kept[row], scaled[row], weights[row], part)
+                _clear_outside_set(kept[row], scaled[row], weights[row], part)
     token_ids = pick(weights * kept, draw)
     return torch.where(_valid(scores, masked), token_ids, invalid_id)
 
@@ -49,7 +49,7 @@ def _in_set(scaled: torch.Tensor, weights: torch.Tensor, top_p: torch.Tensor) ->
     return torch.empty_like(in_order).scatter_(1, order, in_order)
 
 
-def _leave_set(kept: torch.Tensor, scaled: torch.Tensor, weights: torch.Tensor, top_p: float) -> None:
+def _clear_outside_set(kept: torch.Tensor, scaled: torch.Tensor, weights: torch.Tensor, top_p: float) -> None:
     """Clear `kept` [vocab_size] outside the set of one row.  By a sort of those that can be in it, which on a CPU is many times faster."""
     total = float(weights.sum())
     # tokens of less than a V-th of what is left out are out: all of them together have less than that; 0.99 is for rounding
