@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from glmserve.config import EngineConfig
 from glmserve.layers.attention import AttentionMetadata
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
+from glmserve.runner.input_batch import PrefillArrays, prefill_inputs
 from glmserve.runner.kv_pool import KVPool
 
 _SHORT_PROMPT = 128  # tokens; long prompts may have kernels of their own (kernels/hopper_prefill), and both are wanted
@@ -35,18 +37,8 @@ def run_largest_step(
 def _prefill(
     model: Model, spec: ModelSpec, query_lens: list[int], block_size: int, device: torch.device
 ) -> tuple[torch.Tensor, AttentionMetadata]:
-    num_tokens, num_seqs = sum(query_lens), len(query_lens)
-    axes = 2 if spec.rotary == "2d" else 1
-    cos, sin = model.rotary.lookup(torch.zeros((num_tokens, axes), dtype=torch.int64, device=device))
-    metadata = AttentionMetadata(
-        cos=cos,
-        sin=sin,
-        slot_mapping=torch.zeros(num_tokens, dtype=torch.int64, device=device),
-        block_tables=torch.zeros((num_seqs, -(-max(query_lens) // block_size)), dtype=torch.int32, device=device),
-        seq_lens=torch.tensor(query_lens, dtype=torch.int32, device=device),
-        query_starts=torch.tensor([0, *query_lens], device=device).cumsum(0).int(),
-        context_lens=torch.tensor(query_lens, dtype=torch.int32, device=device),
-        max_query_len=max(query_lens),
-        whole=True,
-    )
-    return torch.zeros(num_tokens, dtype=torch.int64, device=device), metadata
+    """Prompts of so many tokens, as a prefill step has them, but that all lie at one place."""
+    tokens = np.zeros((sum(query_lens), 2 + (2 if spec.rotary == "2d" else 1)), dtype=np.int32)
+    tables = [[0] * -(-length // block_size) for length in query_lens]
+    inputs = prefill_inputs(PrefillArrays(tokens, tables, query_lens, query_lens, query_lens), model.rotary, device)
+    return inputs.token_ids, inputs.metadata
