@@ -90,9 +90,18 @@ def test_bars_are_to_scale() -> None:
     shown = {panel.title: panel for panel in panels(three_rungs())}
     assert [bar.length for bar in shown["Requests per second"].bars] == [0.25, 1.0]
     assert [(bar.length, bar.mark) for bar in shown["Latency"].bars] == [(0.8, 1.0), (0.2, 0.4)]
-    busy = next(panel for title, panel in shown.items() if title.startswith("Busy"))
-    assert [(bar.length, bar.mark) for bar in busy.bars] == [(0.5, 0.25), (0.97, 0.6)]
+    used = next(panel for title, panel in shown.items() if title.startswith("Utilization"))
+    assert [(bar.length, bar.mark) for bar in used.bars] == [(0.5, 0.25), (0.97, 0.6)], "busy, since NVML is not known of all"
     assert [bar.length for bar in shown["Cost of 1,000 requests"].bars] == [1.0, 0.25]
+
+
+def test_utilization_is_nvmls_where_all_rungs_have_it() -> None:
+    ladder = three_rungs()
+    for (_, measured), nvml in zip(ladder.measured, (0.25, 0.75), strict=True):
+        measured.nvml = nvml
+    used = next(panel for panel in panels(ladder) if panel.title.startswith("Utilization"))
+    assert [bar.length for bar in used.bars] == [0.25, 0.75] and "NVML" in used.hint
+    assert ladder.headline is not None and ladder.headline.utilization == (0.25, 0.75)
 
 
 def test_a_picture(tmp_path: Path) -> None:

@@ -34,11 +34,12 @@ def panels(ladder: Ladder) -> Iterator[Panel]:
     rates = [(name, one.requests_per_second, number(one.requests_per_second), None) for name, one in rows]
     latencies = [(name, one.mean_latency, _latencies(one), one.p99_latency) for name, one in rows]
     costs = [(name, one.cost, number(one.cost), None) for name, one in rows]
-    busy = [Bar(name, one.busy, _shares(one), None if one.mbu is None else min(1.0, one.mbu)) for name, one in rows if one.busy is not None]
+    used = [_usage(name, value, one.mbu) for (name, one), value in zip(rows, ladder.utilization, strict=True) if value is not None]
     yield _scaled("Requests per second", "longer is better", rates)
     yield _scaled("Latency", "shorter is better; bar: mean, line: p99", latencies)
-    if busy:
-        yield Panel("Busy, and what it is worth", "bar: the device computes; line: MBU, the share of its memory speed", busy)
+    if used:
+        what = "some kernel runs, says NVML" if ladder.has_nvml else "a step is under way"
+        yield Panel("Utilization, and what it is worth", f"bar: {what}; line: MBU, the share of the memory's speed", used)
     yield _scaled("Cost of 1,000 requests", "shorter is better", costs)
 
 
@@ -52,5 +53,7 @@ def _latencies(figures: RungFigures) -> str:
     return f"{seconds(figures.mean_latency)}, p99 {seconds(figures.p99_latency)}"
 
 
-def _shares(figures: RungFigures) -> str:
-    return f"{share(figures.busy)}" + (f", MBU {share(figures.mbu)}" if figures.mbu is not None else "")
+def _usage(name: str, utilization: float, mbu: float | None) -> Bar:
+    if mbu is None:
+        return Bar(name, utilization, share(utilization))
+    return Bar(name, utilization, f"{share(utilization)}, MBU {share(mbu)}", min(1.0, mbu))

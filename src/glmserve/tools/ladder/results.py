@@ -82,16 +82,27 @@ class Ladder(msgspec.Struct):
         return [(row, row.figures) for row in self.rows if row.figures is not None]
 
     @property
+    def has_nvml(self) -> bool:
+        """Whether all rows that have figures have NVML's."""
+        return all(figures.nvml is not None for _, figures in self.measured)
+
+    @property
+    def utilization(self) -> list[float | None]:
+        """Of each row that has figures: NVML's, which is what the article reports; without NVML the engine's own busy share."""
+        return [figures.nvml if self.has_nvml else figures.busy for _, figures in self.measured]
+
+    @property
     def headline(self) -> Headline | None:
         """From the lowest rung that was measured to the highest; None for fewer than two."""
         if len(self.measured) < 2:
             return None
         (_, first), (_, last) = self.measured[0], self.measured[-1]
+        utilization = self.utilization
         return Headline(
             requests=last.requests_per_second / first.requests_per_second,
             latency=last.mean_latency / first.mean_latency - 1,
             cost=last.cost / first.cost - 1,
-            utilization=(first.busy, last.busy) if None in (first.nvml, last.nvml) else (first.nvml, last.nvml),
+            utilization=(utilization[0], utilization[-1]),
         )
 
 

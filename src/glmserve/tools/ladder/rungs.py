@@ -45,7 +45,7 @@ RUNGS = {
 class Headline:
     """From the first state to the last: factor of requests/s, change of latency and cost as shares, and utilization.
 
-    Utilization is NVML's, which is what the article reports, or, without NVML, the engine's own busy share.
+    Utilization: as `Ladder.utilization`.
     """
 
     requests: float
