@@ -28,6 +28,7 @@ from glmserve.runner.chip import measure_chip, product_dtype, seconds_of
 HERE = Path(__file__).resolve().parent
 STEPS = 10
 KINDS = {  # what a kernel's name holds -> kind, in this order
+    "layer_stream": "matrix products",
     "_full_heads": "attention", "_grouped_heads": "attention", "_merge_splits": "attention, merging splits",
     "layer_norm": "LayerNorm", "_best_of": "greedy sampling", "gemm": "matrix products", "nvjet": "matrix products",
     "cutlass": "matrix products", "splitK": "matrix products", "_rows_kernel": "matrix products", "_row_kernel": "matrix products",

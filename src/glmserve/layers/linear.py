@@ -9,6 +9,7 @@ from torch import nn
 from glmserve.kernels.activation import gelu_tanh
 from glmserve.kernels.backend import use_triton
 from glmserve.kernels.few_rows_linear import few_rows_linear, few_rows_parts, serves_few_rows
+from glmserve.kernels.layer_stream import Product
 from glmserve.kernels.norm import Summands
 from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
 from glmserve.kernels.scaled_rows import ScaledRows
@@ -73,6 +74,11 @@ class Linear(nn.Module):
     def unfinished(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
         """The product; nothing is left to do."""
         return self.forward(x)
+
+    def as_product(self) -> Product:
+        """What a kernel over several products takes of this one, which has a bias."""
+        assert self.bias is not None
+        return Product(self.weight, None, self.bias)
 
     def takes_scaled(self, num_rows: int, device: torch.device) -> bool:
         """Never: its rows stay in the model's dtype."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from glmserve.kernels.activation import gelu_tanh
 from glmserve.kernels.few_rows_linear import few_rows_linear, few_rows_parts, serves_few_rows
+from glmserve.kernels.layer_stream import Product
 from glmserve.kernels.norm import Summands
 from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
 from glmserve.kernels.quantized_linear import dequantize, quantized_linear_torch
@@ -87,6 +88,11 @@ class QuantizedLinear(nn.Module):
         if isinstance(x, torch.Tensor) or self._is_few(x) or self.bias is None:
             return self.forward(x)
         return ScaledProduct(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias)
+
+    def as_product(self) -> Product:
+        """What a kernel over several products takes of this one, which has a bias."""
+        assert self.bias is not None
+        return Product(self.weight, self.scale, self.bias)
 
     def takes_scaled(self, num_rows: int, device: torch.device) -> bool:
         """Whether the product wants so many rows in fp8: whoever makes them had better round them at once."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from glmserve.kernels.backend import on_gpu
+from glmserve.kernels.layer_stream import Norm, Stretch, layer_stream, serves_layer_stream
 from glmserve.kernels.norm import Summands, residual_layer_norm, residual_layer_norm_scaled
 from glmserve.kernels.scaled_rows import ScaledProduct, ScaledRows
 from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
@@ -40,10 +42,8 @@ class ChatGLM(nn.Module):
 
     def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
         """token_ids: [num_tokens]; returns normalised hidden states [num_tokens, hidden_size]."""
-        x, residual = F.embedding(token_ids, self.word_embeddings), None
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x, residual = layer(x, residual, metadata, cache)
-        hidden: torch.Tensor = self.final_layernorm(x, residual)
+        qkv, residual = self._run(token_ids, metadata, caches)
+        hidden: torch.Tensor = self.final_layernorm(*self._last.finish(qkv, residual, metadata, caches[-1]))
         return hidden
 
     def prefill(
@@ -53,15 +53,26 @@ class ChatGLM(nn.Module):
 
         Nothing else reads what the last layer makes of a token, so beyond K and V it computes the newest alone.
         """
-        x, residual = F.embedding(token_ids, self.word_embeddings), None
-        for layer, cache in zip(self.layers[:-1], caches[:-1], strict=True):
-            x, residual = layer(x, residual, metadata, cache)
-        last: Block = self.layers[-1]  # type: ignore[assignment]
+        qkv, residual = self._run(token_ids, metadata, caches)
         if newest is None:
-            last.store(x, residual, metadata, caches[-1])
+            self._last.store(qkv, metadata, caches[-1])
             return None
-        hidden: torch.Tensor = self.final_layernorm(*last.finish(x, residual, metadata, caches[-1], newest))
+        hidden: torch.Tensor = self.final_layernorm(*self._last.finish_newest(qkv, residual, metadata, caches[-1], newest))
         return hidden
+
+    def _run(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]
+    ) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
+        """Everything up to the last layer's attention: that layer's q|k|v and its normalised input."""
+        blocks: list[Block] = list(self.layers)  # type: ignore[arg-type]
+        qkv, residual = blocks[0].begin(F.embedding(token_ids, self.word_embeddings), None)
+        for block, following, cache in zip(blocks, blocks[1:], caches, strict=False):
+            qkv, residual = block(qkv, residual, metadata, cache, following)
+        return qkv, residual
+
+    @property
+    def _last(self) -> Block:
+        return self.layers[-1]  # type: ignore[return-value]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
@@ -93,8 +104,8 @@ class ChatGLM(nn.Module):
 class Block(nn.Module):
     """a = LN(x); x1 = alpha a + Attn(a); b = LN(x1); x2 = alpha b + MLP(b): the residual is the normalised input, scaled.
 
-    The sum is left to the next LayerNorm, which adds and normalises in one pass: a block takes and returns (x, residual) with the
-    sum x + alpha * residual still to be made.
+    The sum is left to the next LayerNorm, which adds and normalises in one pass: x below is what is still to be added to alpha * residual.
+    From attention to attention a step carries q|k|v and a, so that all between two attentions can be one kernel (`layer_stream`).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -108,35 +119,54 @@ class Block(nn.Module):
         self.dense_h_to_4h = make_linear(hidden_size, spec.intermediate_size, kept)
         self.dense_4h_to_h = make_linear(spec.intermediate_size, hidden_size, kept)
 
-    def forward(
-        self, x: torch.Tensor | Summands, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache
-    ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
-        """x, residual: [num_tokens, hidden_size]; x may still be the summands of a product."""
+    def begin(self, x: torch.Tensor | Summands, residual: torch.Tensor | None) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
+        """(q|k|v, a) from [num_tokens, hidden_size] each; x may still be the summands of a product."""
         a, rows = self.input_layernorm.for_product(self.query_key_value, x, residual)
-        rounds = self.dense.takes_tiles(*_size(a))
-        return self._after_attention(attention(self._qkv(rows), cache, metadata, self.num_heads, self.head_dim**-0.5, rounds), a)
+        return self._qkv(rows), a
+
+    def forward(
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, following: Block
+    ) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
+        """(q|k|v, a) of the following block."""
+        mixed = self._attend(qkv, a, metadata, cache)
+        if on_gpu(a) and serves_layer_stream(mixed, self.dense.weight, self.dense_h_to_4h.out_features):
+            qkv, a = layer_stream(mixed, a, self._stretch_to(following))
+            return qkv.view(-1, 3 * self.num_heads, self.head_dim), a
+        return following.begin(*self._after_attention(mixed, a))
 
     def finish(
-        self,
-        x: torch.Tensor | Summands,
-        residual: torch.Tensor | None,
-        metadata: AttentionMetadata,
-        cache: LayerCache,
-        newest: NewestTokens,
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache
     ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
-        """`forward` for the newest tokens alone, [num_sampling, hidden_size] each; K and V of all are stored."""
-        a, rows = self.input_layernorm.for_product(self.query_key_value, x, residual)
-        mixed = attention_of_newest(self._qkv(rows), cache, metadata, newest, self.num_heads, self.head_dim**-0.5)
+        """(x, residual) for the LayerNorm after the last block."""
+        return self._after_attention(self._attend(qkv, a, metadata, cache), a)
+
+    def finish_newest(
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, newest: NewestTokens
+    ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
+        """`finish` for the newest tokens alone, [num_sampling, hidden_size] each; K and V of all are stored."""
+        mixed = attention_of_newest(qkv, cache, metadata, newest, self.num_heads, self.head_dim**-0.5)
         return self._after_attention(mixed, a.index_select(0, newest.rows))
 
-    def store(self, x: torch.Tensor | Summands, residual: torch.Tensor | None, metadata: AttentionMetadata, cache: LayerCache) -> None:
+    def store(self, qkv: torch.Tensor | ScaledProduct, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
-        _, rows = self.input_layernorm.for_product(self.query_key_value, x, residual)
-        store_keys_and_values(self._qkv(rows), cache, metadata, self.num_heads)
+        store_keys_and_values(qkv, cache, metadata, self.num_heads)
+
+    def _attend(
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache
+    ) -> torch.Tensor | ScaledRows:
+        rounds = self.dense.takes_tiles(*_size(a))
+        return attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, rounds)
 
     def _after_attention(self, mixed: torch.Tensor | ScaledRows, a: torch.Tensor) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         b, rows = self.post_attention_layernorm.for_product(self.dense_h_to_4h, self.dense.summands(mixed), a)
         return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(rows)), b
+
+    def _stretch_to(self, following: Block) -> Stretch:
+        norm, next_norm = self.post_attention_layernorm, following.input_layernorm
+        return Stretch(
+            self.dense.as_product(), Norm(norm.weight, norm.bias), self.dense_h_to_4h.as_product(), self.dense_4h_to_h.as_product(),
+            Norm(next_norm.weight, next_norm.bias), following.query_key_value.as_product(), ALPHA, norm.epsilon,
+        )  # fmt: skip
 
     def _qkv(self, rows: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledProduct:
         """[num_tokens, hidden_size] -> [num_tokens, 3 * num_heads, head_dim], or what is still to be finished."""

@@ -1,0 +1,91 @@
+"""`layer_stream` on a GPU: against its twin, launch after launch, and in a whole model against the kernels of their own."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmserve.engine.core import EngineCore
+from glmserve.kernels import layer_stream
+from glmserve.models.chatglm import model
+from glmserve.protocol.messages import EngineRequest
+from glmserve.protocol.sampling_params import SamplingParams
+from tests.engine.golden import make_engine
+from tests.kernels.cases import TOLERANCE, Device, relative_error
+from tests.kernels.stream_cases import random_rows, random_stretch
+
+CONFIG = Path(__file__).parents[2] / "benchmarks/chatglm-6b/config.json"
+FORMS = [(torch.float16, False), (torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, True)]
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    pytest.mark.parametrize("dtype,fp8", FORMS, ids=["float16", "bfloat16", "fp8 and bfloat16", "fp8 and float16"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def served() -> None:
+    rows = torch.zeros(2, 4096, dtype=torch.float16, device="cuda")
+    if not layer_stream.serves_layer_stream(rows, torch.empty(4096, 4096, dtype=torch.float16, device="cuda"), 16384):
+        pytest.skip("this GPU or this Triton is not served")
+
+
+def test_it_is_its_twin_every_time(dtype: torch.dtype, fp8: bool) -> None:
+    on = Device("cuda", dtype, seed=5)
+    layer = random_stretch(on, 4096, 16384, fp8)
+    for rows in (2, 3, 8, 9, 16, 17, 32, 33, 63, 64):
+        mixed, residual = random_rows(on, rows, 4096, fp8)
+        poison = torch.full((256 * 1024 * 1024,), float("nan"), device="cuda")
+        del poison  # whatever is allocated now begins as NaN
+        first = layer_stream.layer_stream(mixed, residual, layer)
+        for out, twin in zip(first, layer_stream.layer_stream_torch(mixed, residual, layer), strict=True):
+            assert not out.isnan().any()
+            assert relative_error(out, twin) < (0.02 if fp8 else TOLERANCE[dtype]), rows  # fp8: a level may differ in each step
+        for _ in range(50):
+            again = layer_stream.layer_stream(mixed, residual, layer)
+            assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
+
+
+def test_its_counters_may_overflow(dtype: torch.dtype, fp8: bool) -> None:
+    on = Device("cuda", dtype, seed=6)
+    layer, (mixed, residual) = random_stretch(on, 4096, 16384, fp8), random_rows(on, 5, 4096, fp8)
+    expected = layer_stream.layer_stream(mixed, residual, layer)
+    for count in (2**31 - 256, -256):
+        layer_stream._meetings(residual.device).fill_(count)
+        for _ in range(4):
+            assert torch.equal(layer_stream.layer_stream(mixed, residual, layer)[0], expected[0])
+
+
+def test_a_model_says_what_it_says_without(dtype: torch.dtype, fp8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three layers of ChatGLM-6B's width, decode steps of 6 and 40 rows: log probabilities of the sampled tokens."""
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(CONFIG.read_text()) | {"num_layers": 3}))
+    settings = {"load_format": "dummy", "skip_tokenizer_init": True, "dtype": str(dtype).removeprefix("torch."), "device": "cuda",
+                "num_kv_blocks": 600, "max_num_seqs": 40, **({"quantization": "fp8"} if fp8 else {})}  # fmt: skip
+    launches = []
+    stream = model.layer_stream
+    monkeypatch.setattr(model, "layer_stream", lambda *given: launches.append(len(given[1])) or stream(*given))
+    with_it = logprobs(make_engine(tmp_path, **settings))
+    assert {8, 40} <= set(launches)
+    monkeypatch.setattr(model, "serves_layer_stream", lambda *_: False)
+    without = logprobs(make_engine(tmp_path, **settings))
+    assert (with_it - without).norm() < (0.1 if fp8 else 0.02) * (without - without.mean()).norm()
+
+
+def logprobs(engine: EngineCore) -> torch.Tensor:
+    """Of the second token of each request: the first decode step, whose input is the same in both runs."""
+    told = list[float]()
+    for count in (6, 40):
+        for row in range(count):
+            prompt = [7 + row, 100 + 3 * row, 5, 130001, 130004]
+            params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True, logprobs=0, logit_bias={9: 100.0})
+            engine.add_request(EngineRequest(f"{count}-{row}", prompt, params, time.monotonic()))
+        answers: dict[str, list[float]] = {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                for entry in output.logprobs or []:
+                    answers.setdefault(output.request_id, []).append(entry.logprobs[0])
+        told += [values[1] for _, values in sorted(answers.items())]
+    return torch.tensor(told)
