@@ -16,8 +16,9 @@ def best_ids(scores: torch.Tensor, params: torch.Tensor, largest: int, invalid_i
     """int64 [rows]: one token drawn for each row; `invalid_id` for a row with a NaN or an infinity.
 
     scores: [rows, vocab_size], any float dtype, a dense last axis, no temperature applied; `masked` where -infinity is a legal score, of a
-    token that must not be drawn.  params: float32 [5, rows], dense: temperature (above 0), top_p, min_p, the draw from [0, 1), top_k (from 1
-    to `largest`; above `MAX_TOP_K` torch.topk lists the best).  top_p is of the mass of the top_k; the likeliest stays always.
+    token that must not be drawn.  params: float32 [5, rows], dense: temperature (above 0), top_p of the mass of the best, min_p, the draw
+    from [0, 1), and top_k, from 1 to `largest`; where that is above `MAX_TOP_K`, torch.topk lists the best.
+    min_p takes out what is less than that part as likely as the likeliest; the likeliest stays always.
     """
     if largest > MAX_TOP_K or not use_triton(scores):
         return best_ids_torch(scores, params, largest, invalid_id, masked)

@@ -14,7 +14,8 @@ import torch
 
 from glmserve.kernels.greedy import greedy_ids
 from glmserve.kernels.nucleus import nucleus_ids
-from glmserve.kernels.top_k import MAX_TOP_K, best_ids
+from glmserve.kernels.top_k import best_ids
+from glmserve.kernels.top_k_search import MAX_TOP_K
 from glmserve.models.spec import ModelSpec
 from glmserve.runner.penalties import PenaltyState
 from glmserve.scheduler.request import Request
