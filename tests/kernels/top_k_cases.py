@@ -67,11 +67,11 @@ def random_params(on: Device, rows: int) -> torch.Tensor:
 
 
 def best_ids(scores: torch.Tensor, params: torch.Tensor, masked: bool = False) -> torch.Tensor:
-    """The kernels', in memory full of what is not to be read: NaN, and the numbers of groups and scores that would be the best of all."""
+    """The kernels', in memory full of what is not to be read: NaN, the first section and group once more, a score above all."""
 
     def poisoned(tensor: torch.Tensor, *shape: Any, **options: Any) -> torch.Tensor:
         made = _new_empty(tensor, *shape, **options)
-        return made.fill_(float("nan") if made.is_floating_point() else (0x7FFFFFF0 << 32) + 3)
+        return made.fill_(float("nan") if made.is_floating_point() else 0x7FFFFFF0 << 32)
 
     with mock.patch.object(torch.Tensor, "new_empty", poisoned):
         return top_k_search.best_ids_triton(scores, params, -7, masked)
