@@ -49,7 +49,14 @@ def run(engine: EngineCore, prompts: list[list[int]], rng: random.Random) -> Non
     end = [91, 94] if engine.spec.attention == "prefix" else []
     for number, prompt in enumerate(prompts):
         sampling: dict[str, Any] = rng.choice(
-            [{"temperature": 0.0}, {"top_p": 0.7}, {"top_k": 5}, {"top_p": 0.8, "repetition_penalty": 1.2}]
+            [
+                {"temperature": 0.0},
+                {"top_p": 0.7},
+                {"top_k": 5},
+                {"top_p": 0.8, "repetition_penalty": 1.2},
+                {"top_k": 50, "repetition_penalty": 1.2},
+                {"top_k": 70},
+            ]
         )
         params = SamplingParams(max_tokens=20, ignore_eos=True, **sampling)
         engine.add_request(EngineRequest(f"{len(prompts)}-{number}-{rng.random()}", prompt + end, params, time.monotonic()))

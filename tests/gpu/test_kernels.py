@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels import cases, nucleus_cases
+from tests.kernels import cases, nucleus_cases, top_k_cases
 from tests.kernels.cases import Device
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -118,6 +118,14 @@ def test_greedy(dtype: torch.dtype, rows: int, vocab_size: int) -> None:
 def test_nucleus(dtype: torch.dtype, vocab_size: int, spread: float) -> None:
     nucleus_cases.check_nucleus(Device("cuda", dtype, seed=vocab_size), vocab_size, spread)
     nucleus_cases.check_nucleus_of_ties(Device("cuda", dtype, seed=vocab_size), max(vocab_size, 100))
+
+
+@pytest.mark.parametrize(
+    "vocab_size,spread", [(4, 1.0), (40, 3.0), (8193, 2.0), (16129, 0.1), (130528, 0.02), (130528, 2.0), (151552, 6.0)]
+)
+def test_top_k(dtype: torch.dtype, vocab_size: int, spread: float) -> None:
+    top_k_cases.check_top_k(Device("cuda", dtype, seed=vocab_size), vocab_size, spread)
+    top_k_cases.check_top_k_of_ties(Device("cuda", dtype, seed=vocab_size), max(vocab_size, 100))
 
 
 @pytest.mark.parametrize("rows,axes,pairs", [(1, 2, 32), (256, 2, 32), (300, 1, 24)])

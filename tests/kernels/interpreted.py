@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from tests.kernels import cases, nucleus_cases
+from tests.kernels import cases, nucleus_cases, top_k_cases
 from tests.kernels.cases import Device
 
 
@@ -55,6 +55,13 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
                 nucleus_cases.check_nucleus_of_ties(on, 17_000)
             elif on.dtype == torch.float16:  # it multiplies no matrices, so that bfloat16 is right here, too
                 nucleus_cases.check_nucleus_of_ties(replace(on, dtype=torch.bfloat16), 17_000)
+        case "top_k":
+            top_k_cases.check_top_k(on, 9_001 if by_head else 40, 0.1 if by_head else 3.0)
+            if by_head:
+                top_k_cases.check_top_k_of_ties(on, 17_000)
+            elif on.dtype == torch.float16:  # as above
+                top_k_cases.check_top_k(replace(on, dtype=torch.bfloat16), 130_528, 2.0)
+                top_k_cases.check_top_k_of_ties(replace(on, dtype=torch.bfloat16), 100)
         case "decode_rows":
             cases.check_decode_rows(on, 3, 2 if by_head else 1, 6)
         case "dequantize":

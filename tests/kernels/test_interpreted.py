@@ -22,6 +22,7 @@ CASES = [
     "dequantize",
     "greedy",
     "nucleus",
+    "top_k",
     "summed_layer_norm",
     "scaled_layer_norm",
     "scaled_few_rows",

@@ -82,7 +82,7 @@ def random_company(number: int, rng: random.Random) -> list[Request]:
     choices: list[dict[str, Any]] = [
         {"temperature": 0.0},
         {"temperature": rng.uniform(0.2, 2)},
-        {"top_k": rng.randint(1, 50)},
+        {"top_k": rng.randint(1, 70)},
         {"top_p": rng.uniform(0.1, 0.95), "top_k": rng.choice([0, 20, 400])},
         {"repetition_penalty": 1.3, "frequency_penalty": 0.5},
         {"logit_bias": {rng.randrange(VOCAB): 20.0}},

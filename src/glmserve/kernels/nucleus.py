@@ -37,7 +37,7 @@ def nucleus_ids_torch(scores: torch.Tensor, params: torch.Tensor, invalid_id: in
             if part < 1:
                 _clear_outside_set(kept[row], scaled[row], weights[row], part)
     token_ids = pick(weights * kept, draw)
-    return torch.where(_valid(scores, masked), token_ids, invalid_id)
+    return torch.where(valid_rows(scores, masked), token_ids, invalid_id)
 
 
 def _in_set(scaled: torch.Tensor, weights: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,8 @@ def _clear_outside_set(kept: torch.Tensor, scaled: torch.Tensor, weights: torch.
     kept &= inside
 
 
-def _valid(scores: torch.Tensor, masked: bool) -> torch.Tensor:
+def valid_rows(scores: torch.Tensor, masked: bool) -> torch.Tensor:
+    """bool [rows]: no NaN and no infinity; -infinity may be where `masked`, but not everywhere."""
     if masked:
         return scores.amax(dim=-1).isfinite()  # NaN is passed on by amax
     return torch.isfinite(scores.sum(dim=-1, dtype=torch.float32))

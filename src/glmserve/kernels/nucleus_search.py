@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton
+from glmserve.kernels.score_keys import LOW_ZEROS, key_of, score_of
 
 _BLOCK, _WARPS = 8192, 8
 _WAYS = 8  # least scores tried in one reading of the row
-_LOW_ZEROS = {torch.float32: 0, torch.float16: 13, torch.bfloat16: 16}  # bits that are always zero once the score is in float32
 
 
 def nucleus_ids_triton(scores: torch.Tensor, params: torch.Tensor, invalid_id: int, masked: bool = False) -> torch.Tensor:
     """As `nucleus_ids`.  Every launch gives each piece of each row to a program, which begins with what the launch before
     it found out about the row's pieces: first the best score and the sum, then, interval by interval, where the set ends."""
     rows, vocab_size = scores.shape
-    low_zeros = _LOW_ZEROS[scores.dtype]
+    low_zeros = LOW_ZEROS[scores.dtype]
     pieces, passes = triton.cdiv(vocab_size, _BLOCK), _passes(32 - low_zeros)
     parts = params.new_empty((rows, pieces, 3))  # best score, least score, sum of weights; at last the mass above the edge, ties at it
     facts = params.new_empty((rows, 3))  # best score, least score, sum of weights
@@ -85,11 +85,11 @@ def _search_kernel(
     rate = 1.4426950408889634 / temperature  # weights are powers of 2
     if FIRST:
         best, least, total = _row_of_parts(parts_ptr + row * pieces * 3, rate, pieces, PIECES)
-        high, mass_above = (_key(best, LOW_ZEROS) + 1).to(tl.int64), 0.0
+        high, mass_above = (key_of(best, LOW_ZEROS) + 1).to(tl.int64), 0.0
         low = high - 1
         if top_p < 1:
             # Tokens of less than a V-th of what is left out are out: all of them together have less than that.  The 1 is for rounding.
-            low = _key(best + temperature * (tl.log(total * (1 - top_p) / vocab_size) - 1), LOW_ZEROS).to(tl.int64)
+            low = key_of(best + temperature * (tl.log(total * (1 - top_p) / vocab_size) - 1), LOW_ZEROS).to(tl.int64)
         if piece == 0:
             tl.store(facts_ptr + row * 3, best)
             tl.store(facts_ptr + row * 3 + 1, least)
@@ -109,7 +109,7 @@ def _search_kernel(
     if high - low > 1:
         score, weight = _read(scores_ptr + row * row_stride, piece, vocab_size, best, rate, BLOCK)
         limits, inside = _limits(low, high, WAYS)
-        limits = _score_of(tl.where(inside, limits, low), LOW_ZEROS)
+        limits = score_of(tl.where(inside, limits, low), LOW_ZEROS)
         masses = tl.sum(tl.where(score[None, :] >= limits[:, None], weight[None, :], 0.0), axis=1)
         tl.store(masses_ptr + (row * pieces + piece) * WAYS + tl.arange(0, WAYS), masses)
 
@@ -133,7 +133,7 @@ def _weigh_kernel(
     )
     if piece == 0:
         _store_interval(state_ptr + row * 4, low, high, mass_above)
-    edge = tl.where(top_p < 1, _score_of(low, LOW_ZEROS), float("-inf"))
+    edge = tl.where(top_p < 1, score_of(low, LOW_ZEROS), float("-inf"))
     score, weight = _read(scores_ptr + row * row_stride, piece, vocab_size, best, rate, BLOCK)
     part_at = parts_ptr + (row * pieces + piece) * 3
     tl.store(part_at, tl.sum(tl.where((score > edge) & (weight >= min_p), weight, 0.0), axis=0))
@@ -153,7 +153,7 @@ def _choose_kernel(
     rate, top_p = 1.4426950408889634 / tl.load(params_ptr + row), tl.load(params_ptr + rows + row)
     min_p, draw = tl.load(params_ptr + 2 * rows + row), tl.load(params_ptr + 3 * rows + row)
     best, least, total = tl.load(facts_ptr + row * 3), tl.load(facts_ptr + row * 3 + 1), tl.load(facts_ptr + row * 3 + 2)
-    edge = _score_of(tl.load(state_ptr + row * 4), LOW_ZEROS)
+    edge = score_of(tl.load(state_ptr + row * 4), LOW_ZEROS)
     edge_weight = _weight(edge, best, rate)
     ties = tl.maximum(
         tl.ceil((top_p * total - tl.load(state_ptr + row * 4 + 2).to(tl.float32)) / edge_weight), 1.0
@@ -245,17 +245,3 @@ def _read(scores_ptr, piece, vocab_size, best, rate, BLOCK: tl.constexpr):
 @triton.jit
 def _weight(score, best, rate):
     return tl.exp2((score - best) * rate)
-
-
-@triton.jit
-def _key(score, LOW_ZEROS: tl.constexpr):
-    """int32, ordered as the scores are."""
-    bits = score.to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)) >> LOW_ZEROS
-
-
-@triton.jit
-def _score_of(key, LOW_ZEROS: tl.constexpr):
-    bits = key.to(tl.int32) << LOW_ZEROS
-    bits ^= (bits >> 31) & 0x7FFFFFFF
-    return (bits >> LOW_ZEROS << LOW_ZEROS).to(tl.float32, bitcast=True)  # a negative key's low bits are ones now

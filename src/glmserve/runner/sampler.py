@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from glmserve.kernels.greedy import greedy_ids
-from glmserve.kernels.nucleus import nucleus_ids, pick
+from glmserve.kernels.nucleus import nucleus_ids
+from glmserve.kernels.top_k import best_ids
+from glmserve.kernels.top_k_search import MAX_TOP_K
 from glmserve.models.spec import ModelSpec
 from glmserve.runner.penalties import PenaltyState
 from glmserve.scheduler.request import Request
 
-_USUAL_TOP_K = 50  # what ChatGLM-6B's clients get unasked
 _MANY_ROWS = 65  # for which kernels do not start early
 
 
@@ -51,10 +52,8 @@ class Sampler:
         """logits: [len(requests), vocab_size], any float dtype; may be overwritten."""
         num_logprobs = max((r.params.logprobs for r in requests if r.params.logprobs is not None), default=None)
         changed, methods = any(map(_changes_scores, requests)), {_method(request) for request in requests}
-        if num_logprobs is None and not changed and methods == {"greedy"}:
-            return Sampled(greedy_ids(logits, self._invalid_id))
-        if num_logprobs is None and not changed and methods == {"nucleus"}:
-            return Sampled(nucleus_ids(logits, self._numbers(requests)[:4], self._invalid_id))
+        if num_logprobs is None and not changed and len(methods) == 1:
+            return Sampled(self._draw_by(methods.pop(), logits, requests, self._invalid_id, masked=False))
         scores = logits
         if changed:
             self._adjust(scores := logits.to(torch.float32, copy=True), requests)
@@ -74,7 +73,8 @@ class Sampler:
             greedy_ids(logits, self._invalid_id)
             for scores in (logits, logits.float()):
                 nucleus_ids(scores, params[:4], self._invalid_id)
-            _draw_from_best(logits, params, _USUAL_TOP_K)
+                best_ids(scores, params, MAX_TOP_K, self._invalid_id)
+            best_ids(logits, params, MAX_TOP_K + 1, self._invalid_id)
 
     def _adjust(self, scores: torch.Tensor, requests: list[Request]) -> None:
         self.penalties.apply(scores, requests)
@@ -94,20 +94,20 @@ class Sampler:
         for row, request in enumerate(requests):
             groups.setdefault(_method(request), []).append(row)
         if len(groups) == 1:
-            return self._draw_by(next(iter(groups)), scores, requests)
+            return self._draw_by(next(iter(groups)), scores, requests, -1, masked=True)
         token_ids = torch.empty(len(requests), dtype=torch.int64, device=self.device)
         for method, rows in groups.items():
             index = torch.tensor(rows, device=self.device)
-            token_ids[index] = self._draw_by(method, scores[index], [requests[row] for row in rows])
+            token_ids[index] = self._draw_by(method, scores[index], [requests[row] for row in rows], -1, masked=True)
         return token_ids
 
-    def _draw_by(self, method: str, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
+    def _draw_by(self, method: str, scores: torch.Tensor, requests: list[Request], invalid_id: int, masked: bool) -> torch.Tensor:
         if method == "greedy":
-            return scores.argmax(dim=-1)
+            return scores.argmax(dim=-1) if masked else greedy_ids(scores, invalid_id)
         numbers = self._numbers(requests)
         if method == "nucleus":
-            return nucleus_ids(scores, numbers[:4], -1, masked=True)
-        return _draw_from_best(scores, numbers, max(r.params.top_k for r in requests))
+            return nucleus_ids(scores, numbers[:4], invalid_id, masked)
+        return best_ids(scores, numbers, max(r.params.top_k for r in requests), invalid_id, masked)
 
     def _numbers(self, requests: list[Request]) -> torch.Tensor:
         """float32 [5, len(requests)]: temperature, top_p, min_p, the draw from [0, 1), top_k."""
@@ -120,29 +120,6 @@ class Sampler:
         ranks = (logprobs > chosen).sum(dim=-1) + 1
         top_logprobs, top_ids = logprobs.topk(min(count, logits.shape[-1]), dim=-1)
         return Sampled(token_ids, torch.cat((token_ids[:, None], top_ids), dim=1), torch.cat((chosen, top_logprobs), dim=1), ranks)
-
-
-def _draw_from_best(scores: torch.Tensor, numbers: torch.Tensor, count: int) -> torch.Tensor:
-    """A token out of each row's `count` best: int64 [num_rows].  scores: [num_rows, vocab_size]; numbers: as `Sampler._numbers`."""
-    temperature, top_p, min_p, draw, top_k = numbers[:, :, None].unbind()
-    best, ids = (scores.float() / temperature).topk(min(count, scores.shape[-1]), dim=-1)
-    place = pick(filter_sorted(best, top_k, top_p, min_p), draw)
-    return ids.gather(1, place[:, None]).squeeze(1)
-
-
-def filter_sorted(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Probabilities that survive top-k, top-p and min-p, zero elsewhere; not normalised.
-
-    scores: [num_rows, k] in descending order, temperature applied; top_k (0 is off), top_p, min_p: [num_rows, 1].
-    Top-p keeps the smallest set whose mass reaches p, at least one token (TopPLogitsWarper in transformers).
-    """
-    rank = torch.arange(scores.shape[-1], device=scores.device)
-    scores = scores.masked_fill((top_k > 0) & (rank >= top_k), float("-inf"))
-    probabilities = torch.softmax(scores, dim=-1)
-    mass_before = probabilities.cumsum(dim=-1) - probabilities
-    keep = (mass_before < top_p) & (probabilities >= min_p * probabilities[:, :1])
-    keep[:, 0] = True
-    return probabilities * keep
 
 
 def uniform(seed: int, step: int) -> float:
@@ -158,7 +135,9 @@ def _method(request: Request) -> str:
     params = request.params
     if params.greedy or params.top_k == 1:
         return "greedy"
-    return "top_k" if params.top_k > 0 else "nucleus"
+    if params.top_k <= 0:
+        return "nucleus"
+    return "few best" if params.top_k <= MAX_TOP_K else "many best"  # apart, so that a request has one way in any company
 
 
 def _changes_scores(request: Request) -> bool:
