@@ -34,5 +34,4 @@ def test_the_twin_is_a_layer_from_attention_to_attention(fp8: bool) -> None:
 
 
 def test_a_cpu_takes_the_kernels_of_their_own() -> None:
-    rows = torch.zeros(8, 4096, dtype=torch.bfloat16)
-    assert not serves_layer_stream(rows, torch.zeros(4096, 4096, dtype=torch.bfloat16), 16384)
+    assert not serves_layer_stream(8, torch.zeros(4096, 4096, dtype=torch.bfloat16), 16384)

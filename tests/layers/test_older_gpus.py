@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmserve.kernels import backend, few_rows_linear, hopper_prefill
+from glmserve.kernels import backend, few_rows_linear, gluon_backend, hopper_prefill, layer_stream
 from glmserve.layers import quantized_linear
 from glmserve.layers.quantized_linear import QuantizedLinear
 
@@ -28,7 +28,7 @@ def chip(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     properties = SimpleNamespace(shared_memory_per_multiprocessor=shared_memory)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    caches = (backend.has_large_shared_memory, backend._has_early_start, quantized_linear._multiplies_fp8, hopper_prefill._is_hopper)
+    caches = (backend.has_large_shared_memory, backend._has_early_start, quantized_linear._multiplies_fp8, gluon_backend.is_hopper)
     for cache in caches:
         cache.cache_clear()
     yield request.param
@@ -47,11 +47,26 @@ def test_only_hopper_starts_kernels_early(chip: str) -> None:
 def test_long_prompts_have_a_kernel_of_their_own_on_hopper_alone(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     query: Any = SimpleNamespace(is_cuda=True, shape=(2000, 32, 128), element_size=lambda: 2, device=torch.device("cuda", 0))
     assert not hopper_prefill.serves_hopper_prefill(query, 1000), "no Gluon of the tested release on this machine"
-    monkeypatch.setattr(hopper_prefill, "_HAS_GLUON", True)
+    monkeypatch.setattr(hopper_prefill, "HAS_GLUON", True)
     assert hopper_prefill.serves_hopper_prefill(query, 1000) is (chip == "H100")
     assert not hopper_prefill.serves_hopper_prefill(query, 128)
     query.shape = (2000, 32, 64)
     assert not hopper_prefill.serves_hopper_prefill(query, 1000)
+
+
+@pytest.mark.parametrize("multiprocessors", [132, 114])
+def test_a_layer_is_one_launch_on_a_large_hopper_alone(chip: str, multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense: Any = SimpleNamespace(is_cuda=True, shape=(4096, 4096), dtype=torch.float16, device=torch.device("cuda", 0))
+    assert not layer_stream.serves_layer_stream(8, dense, 16384), "no Gluon of the tested release on this machine"
+    monkeypatch.setattr(layer_stream, "HAS_GLUON", True)
+    monkeypatch.setattr(layer_stream, "num_multiprocessors", lambda device: multiprocessors)
+    large = chip == "H100" and multiprocessors == 132  # the PCIe card has 114: its programs could not all run at once
+    assert [layer_stream.serves_layer_stream(rows, dense, 16384) for rows in (1, 2, 64, 65)] == [False, large, large, False]
+    assert not layer_stream.serves_layer_stream(8, dense, 13696), "another model's width"
+    dense.dtype = torch.float8_e4m3fn
+    assert layer_stream.serves_layer_stream(1, dense, 16384) is large
+    dense.dtype = torch.int8
+    assert not layer_stream.serves_layer_stream(8, dense, 16384)
 
 
 @pytest.mark.parametrize("form", [0, 2, 3])

@@ -4,51 +4,41 @@ A program has three partitions: a warp that fetches tiles by TMA, and two warpgr
 and values.  A warpgroup issues the scores of the next keys, then the product of the present weights and values, and works on the next
 softmax while the latter runs.  One program a multiprocessor takes every n-th piece of work, so that the next piece's tiles arrive
 meanwhile.  Keys are met from the last to the first: the ragged tile comes first, and only that round and those near the diagonal have
-mask code.  Gluon changes with Triton's releases, so this serves the one it is tested with; all else takes `dense_prefill`, its twin.
+mask code.
 """
 
 from __future__ import annotations
 
-import functools
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from glmserve.kernels.backend import has_triton_of, triton
+from glmserve.kernels.backend import triton
+from glmserve.kernels.gluon_backend import (
+    HAS_GLUON,
+    TensorDescriptor,
+    fence_async_shared,
+    gl,
+    gluon,
+    is_hopper,
+    mbarrier,
+    num_multiprocessors,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
-_TESTED_TRITON = "3.6."
 _HEAD_DIM = 128
 _KEYS, _STAGES = 128, 2  # keys a round, and how many rounds' tiles fit in shared memory beside the queries
 _HALF = 64  # queries of a warpgroup
 _FEWEST_QUERIES = 512  # below, a program has too few rounds for its start to pay
 _REGISTERS, _FETCH_REGISTERS, _MEAN_REGISTERS = 240, 24, 168  # a thread's: of the warpgroups, of the fetching warp, of the launch
 
-_HAS_GLUON = has_triton_of(_TESTED_TRITON)
-if _HAS_GLUON:
-    from triton.experimental import gluon
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-else:
-    gl = tma = mbarrier = fence_async_shared = warpgroup_mma = warpgroup_mma_wait = TensorDescriptor = None
-    gluon = SimpleNamespace(jit=lambda function=None, **_: function or (lambda decorated: decorated))
-
 
 def serves_hopper_prefill(query: torch.Tensor, max_query_len: int) -> bool:
     """Whether `hopper_prefill_attention` serves these queries: Hopper, 16 bits, heads of 128, and prompts worth its start."""
     fits = query.shape[2] == _HEAD_DIM and query.element_size() == 2 and max_query_len >= _FEWEST_QUERIES
-    return fits and _HAS_GLUON and query.is_cuda and _is_hopper(query.device)
-
-
-@functools.cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == (9, 0)  # its matrix instructions are of no other chip
-
-
-@functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return fits and HAS_GLUON and is_hopper(query.device)
 
 
 def hopper_prefill_attention(
@@ -66,7 +56,7 @@ def hopper_prefill_attention(
     out = query.new_empty(query.shape)
     tiles = triton.cdiv(max_query_len, 2 * _HALF)
     num_work = num_heads * tiles * context_lens.shape[0]
-    _hopper_prefill_kernel[(min(num_work, _num_multiprocessors(query.device)),)](
+    _hopper_prefill_kernel[(min(num_work, num_multiprocessors(query.device)),)](
         _tiles(query, _HALF), _tiles(key, _KEYS), _tiles(value, _KEYS), query_starts, context_lens, out, scale * 1.4426950408889634,
         num_heads, num_heads // key.shape[1], tiles, num_work, KEYS=_KEYS, STAGES=_STAGES, REGISTERS=_REGISTERS,
         FETCH_REGISTERS=_FETCH_REGISTERS, num_warps=4, maxnreg=_MEAN_REGISTERS,

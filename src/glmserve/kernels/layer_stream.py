@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from glmserve.kernels import layer_stream_kernel as device
 from glmserve.kernels.activation import gelu_tanh_torch
 from glmserve.kernels.backend import next_power_of_2, use_triton
+from glmserve.kernels.gluon_backend import HAS_GLUON, is_hopper, num_multiprocessors
+from glmserve.kernels.layer_stream_kernel import boxes, layer_stream_kernel
+from glmserve.kernels.layer_stream_meetings import NUM_COUNTERS
 from glmserve.kernels.norm import Summands, residual_layer_norm_scaled_torch, residual_layer_norm_torch
 from glmserve.kernels.scaled_rows import TILE, ScaledRows, scale_tiles_torch
 
@@ -57,18 +59,15 @@ class Stretch(NamedTuple):
     epsilon: float
 
 
-def serves_layer_stream(mixed: torch.Tensor | ScaledRows, dense: torch.Tensor, inner_size: int) -> bool:
-    """Whether `layer_stream` serves these rows.  dense: the weight of that product, [hidden_size, hidden_size]."""
-    values = mixed.values if isinstance(mixed, ScaledRows) else mixed
-    fits = dense.shape[0] == _HIDDEN_SIZE and inner_size == _INNER_SIZE and 1 < values.shape[0] <= _MOST_ROWS
-    streams = values.dtype == dense.dtype and dense.dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn)
-    return fits and streams and device.HAS_GLUON and use_triton(dense) and _is_large_hopper(dense.device)
+def serves_layer_stream(num_rows: int, dense: torch.Tensor, inner_size: int) -> bool:
+    """Whether `layer_stream` serves so many rows.  dense: the weight of that product, [hidden_size, hidden_size].
 
-
-@functools.cache
-def _is_large_hopper(on: torch.device) -> bool:
-    hopper = torch.cuda.get_device_capability(on) == (9, 0)  # its matrix instructions are of no other chip
-    return hopper and torch.cuda.get_device_properties(on).multi_processor_count >= _PROGRAMS
+    One row of 16 bits is as fast with the kernels of its own.
+    """
+    fits = dense.shape[0] == _HIDDEN_SIZE and inner_size == _INNER_SIZE
+    few = (1 if dense.dtype == torch.float8_e4m3fn else 2) <= num_rows <= _MOST_ROWS
+    streams = dense.dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn) and HAS_GLUON
+    return fits and few and streams and use_triton(dense) and is_hopper(dense.device) and num_multiprocessors(dense.device) >= _PROGRAMS
 
 
 def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer: Stretch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,9 +91,9 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
     products = (layer.dense, layer.up, layer.down, layer.qkv)
     columns = 128 // values.element_size()
     stages, row_stages = (5, 2) if padded > 32 else (6, 3)  # what fits in shared memory
-    device.layer_stream_kernel[(_PROGRAMS,)](
-        *(device.boxes(x, padded, columns) for x in (values, normed, active, following)),
-        *(device.boxes(product.weight, height, columns) for product, height in zip(products, _HEIGHTS, strict=True)),
+    layer_stream_kernel[(_PROGRAMS,)](
+        *(boxes(x, padded, columns) for x in (values, normed, active, following)),
+        *(boxes(product.weight, height, columns) for product, height in zip(products, _HEIGHTS, strict=True)),
         *scales, *(scales[0] if product.scale is None else product.scale for product in products),
         *(product.bias for product in products), *layer.norm, *layer.next_norm,
         residual, middle, normed, active, next_residual, following, qkv, new((_SPLITS, rows, hidden_size)),
@@ -132,4 +131,4 @@ def _times(rows: torch.Tensor | ScaledRows, product: Product) -> Summands:
 @functools.cache
 def _meetings(on: torch.device) -> torch.Tensor:
     """The counters that programs meet at.  One set serves every launch in a stream: of a counter only the difference counts."""
-    return torch.zeros(device.NUM_COUNTERS, dtype=torch.int32, device=on)
+    return torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=on)

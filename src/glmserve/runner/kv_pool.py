@@ -6,6 +6,7 @@ import torch
 
 from glmserve.layers.attention import LayerCache
 from glmserve.models.spec import ModelSpec
+from glmserve.runner.sending import sent
 
 
 class KVPool:
@@ -36,7 +37,7 @@ class KVPool:
 
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole blocks in all layers, (source, destination) each."""
-        sources, destinations = torch.tensor(pairs, device=self.blocks.device).unbind(dim=1)
+        sources, destinations = sent(pairs, self.blocks.device).unbind(dim=1)
         self._raw[:, :, destinations] = self._raw[:, :, sources]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from glmserve.runner.sending import sent
 from glmserve.scheduler.request import Request
 
 
@@ -34,10 +35,10 @@ class PenaltyState:
         counts, in_prompt = self._tables()
         for _, request in wanting:
             self._claim_row(request, counts, in_prompt)
-        rows = torch.tensor([row for row, _ in wanting], device=self.device)
-        kept = torch.tensor([request.row for _, request in wanting], device=self.device)
-        params = torch.tensor(
-            [(r.params.repetition_penalty, r.params.presence_penalty, r.params.frequency_penalty) for _, r in wanting], device=self.device
+        rows = sent([row for row, _ in wanting], self.device)
+        kept = sent([request.row for _, request in wanting], self.device)
+        params = sent(
+            [(r.params.repetition_penalty, r.params.presence_penalty, r.params.frequency_penalty) for _, r in wanting], self.device
         )
         repetition, presence, frequency = params.t()[:, :, None]
         part, times = scores[rows], counts[kept]
@@ -49,7 +50,7 @@ class PenaltyState:
         """Count what was just sampled.  token_ids: int64 [len(requests)]."""
         wanting = [(row, request.row) for row, request in enumerate(requests) if self.wanted_by(request)]
         if wanting:
-            rows, kept = torch.tensor(wanting, device=self.device).unbind(dim=1)
+            rows, kept = sent(wanting, self.device).unbind(dim=1)
             counts, _ = self._tables()
             counts[kept, token_ids[rows].clamp(min=0)] += 1
 
@@ -67,7 +68,7 @@ class PenaltyState:
         self._owner[request.row] = life
         counts[request.row] = 0
         in_prompt[request.row] = False
-        in_prompt[request.row, torch.tensor(request.prompt_token_ids, device=self.device)] = True
+        in_prompt[request.row, sent(request.prompt_token_ids, self.device)] = True
         if request.output_token_ids:
             seen, times = torch.tensor(request.output_token_ids).unique(return_counts=True)
-            counts[request.row, seen.to(self.device)] = times.to(self.device, torch.int16)
+            counts[request.row, seen.to(self.device, non_blocking=True)] = times.short().to(self.device, non_blocking=True)

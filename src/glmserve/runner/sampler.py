@@ -18,6 +18,7 @@ from glmserve.kernels.top_k import best_ids
 from glmserve.kernels.top_k_search import MAX_TOP_K
 from glmserve.models.spec import ModelSpec
 from glmserve.runner.penalties import PenaltyState
+from glmserve.runner.sending import sent
 from glmserve.scheduler.request import Request
 
 _MANY_ROWS = 65  # for which kernels do not start early
@@ -85,9 +86,8 @@ class Sampler:
                 changes += [(row, token_id, float("-inf")) for token_id in {*self.spec.eos_token_ids, *request.stop_token_ids}]
         changes = [change for change in changes if 0 <= change[1] < self.spec.vocab_size]  # an index beyond would end the engine
         if changes:
-            rows, ids, values = zip(*changes, strict=True)
-            index = torch.tensor([rows, ids], device=self.device)
-            scores.index_put_((index[0], index[1]), torch.tensor(values, device=self.device), accumulate=True)
+            places = [row * scores.shape[1] + token_id for row, token_id, _ in changes]
+            scores.view(-1).index_add_(0, sent(places, self.device), sent([bias for *_, bias in changes], self.device))
 
     def _draw(self, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
         groups: dict[str, list[int]] = {}
@@ -97,7 +97,7 @@ class Sampler:
             return self._draw_by(next(iter(groups)), scores, requests, -1, masked=True)
         token_ids = torch.empty(len(requests), dtype=torch.int64, device=self.device)
         for method, rows in groups.items():
-            index = torch.tensor(rows, device=self.device)
+            index = sent(rows, self.device)
             token_ids[index] = self._draw_by(method, scores[index], [requests[row] for row in rows], -1, masked=True)
         return token_ids
 

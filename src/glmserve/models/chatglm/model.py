@@ -128,8 +128,10 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, following: Block
     ) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
         """(q|k|v, a) of the following block."""
-        mixed = self._attend(qkv, a, metadata, cache)
-        if on_gpu(a) and serves_layer_stream(mixed, self.dense.weight, self.dense_h_to_4h.out_features):
+        streams = on_gpu(a) and serves_layer_stream(len(a), self.dense.weight, self.dense_h_to_4h.out_features)
+        rounds = streams and self.dense.weight.dtype == torch.float8_e4m3fn
+        mixed = self._attend(qkv, a, metadata, cache, rounds)
+        if streams and isinstance(mixed, ScaledRows) == rounds:
             qkv, a = layer_stream(mixed, a, self._stretch_to(following))
             return qkv.view(-1, 3 * self.num_heads, self.head_dim), a
         return following.begin(*self._after_attention(mixed, a))
@@ -138,7 +140,7 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache
     ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         """(x, residual) for the LayerNorm after the last block."""
-        return self._after_attention(self._attend(qkv, a, metadata, cache), a)
+        return self._after_attention(self._attend(qkv, a, metadata, cache, False), a)
 
     def finish_newest(
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, newest: NewestTokens
@@ -152,9 +154,9 @@ class Block(nn.Module):
         store_keys_and_values(qkv, cache, metadata, self.num_heads)
 
     def _attend(
-        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, rounds: bool
     ) -> torch.Tensor | ScaledRows:
-        rounds = self.dense.takes_tiles(*_size(a))
+        rounds = rounds or self.dense.takes_tiles(*_size(a))
         return attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, rounds)
 
     def _after_attention(self, mixed: torch.Tensor | ScaledRows, a: torch.Tensor) -> tuple[torch.Tensor | Summands, torch.Tensor]:
