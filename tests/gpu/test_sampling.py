@@ -31,6 +31,7 @@ def nobody_may_wait() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # torch says so the first time
 @pytest.mark.parametrize("way", WAYS)
 def test_sampling_waits_for_nothing(way: str, nobody_may_wait: None) -> None:
     sampler = Sampler(spec_of("chatglm", VOCAB), 8, torch.device("cuda"))
