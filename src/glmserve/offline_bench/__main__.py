@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import gc
 import sys
 import traceback
 from pathlib import Path
@@ -53,6 +54,8 @@ def _start(engine: EngineConfig) -> tuple[LLM, Chip]:
     """The model first: its K/V pool is sized by the memory that is free."""
     settings = engine.model_dump(exclude={"model", "enable_prefix_caching"})
     llm = LLM(engine.model, **settings, enable_prefix_caching=False)  # what is measured is computing, not remembering
+    gc.collect()
+    gc.freeze()  # as the server's engine does: a collection that walks what loading made takes tenths of a second
     ready = llm.engine.ready
     device = torch.device(ready.device)
     chip = measure_chip(device, product_dtype(ready.quantization, DTYPES[ready.dtype], device))
