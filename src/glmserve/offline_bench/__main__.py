@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
-import gc
 import sys
 import traceback
 from pathlib import Path
