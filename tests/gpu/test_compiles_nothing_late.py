@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +19,22 @@ from tests.engine.golden import make_engine
 from tests.models.tiny import FIXTURES
 
 triton = pytest.importorskip("triton")
+CONFIG = Path(__file__).parents[2] / "benchmarks/chatglm-6b/config.json"
 
 
-@pytest.fixture(scope="module", params=["chatglm-tiny 128", "chatglm-tiny 48", "chatglm-tiny 20", "llama-tiny 128"])
-def engine(request: pytest.FixtureRequest) -> EngineCore:
-    name, max_num_seqs = request.param.split()
-    return make_engine(FIXTURES / name, device="cuda", dtype="float16", max_num_seqs=int(max_num_seqs), num_kv_blocks=4000)
+@pytest.fixture(
+    scope="module", params=["chatglm-tiny 128", "chatglm-tiny 48", "chatglm-tiny 20", "llama-tiny 128", "wide bf16 128", "wide fp8 128"]
+)
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineCore:
+    """`wide`: two layers of ChatGLM-6B's width, for which there are kernels of their own."""
+    name, *form, max_num_seqs = request.param.split()
+    if not form:
+        return make_engine(FIXTURES / name, device="cuda", dtype="float16", max_num_seqs=int(max_num_seqs), num_kv_blocks=4000)
+    folder = tmp_path_factory.mktemp("wide")
+    (folder / "config.json").write_text(json.dumps(json.loads(CONFIG.read_text()) | {"num_layers": 2}))
+    settings = {"quantization": "fp8", "kv_cache_dtype": "fp8"} if form == ["fp8"] else {}
+    return make_engine(folder, device="cuda", dtype="bfloat16", load_format="dummy", skip_tokenizer_init=True, max_num_seqs=int(max_num_seqs),
+                       num_kv_blocks=4000, **settings)  # fmt: skip
 
 
 @pytest.fixture
@@ -45,8 +57,16 @@ def test_no_kernel_is_compiled_for_a_batch(engine: EngineCore, compiled: list[st
     assert not compiled
 
 
+def test_no_kernel_is_compiled_for_long_prompts(engine: EngineCore, compiled: list[str]) -> None:
+    rng = random.Random(1)
+    for lengths in ([700], [1900], [300, 300, 900, 40], [520] * 12, [64] * 40):
+        run(engine, [rng.choices(range(5, 85), k=min(length, engine.max_model_len - 40)) for length in lengths], rng)
+    assert not compiled
+
+
 def run(engine: EngineCore, prompts: list[list[int]], rng: random.Random) -> None:
-    end = [91, 94] if engine.spec.attention == "prefix" else []
+    spec = engine.spec
+    end = [spec.gmask_token_id, spec.bos_token_id] if spec.attention == "prefix" else []
     for number, prompt in enumerate(prompts):
         sampling: dict[str, Any] = rng.choice(
             [

@@ -120,15 +120,16 @@ def attention_of_newest(
     newest: NewestTokens,
     num_heads: int,
     scale: float,
+    rounds: bool = False,
 ) -> torch.Tensor | ScaledRows:
     """Rotate and store all tokens of a prefill step, but attend for its newest ones alone: [num_sampling, num_heads * head_dim].
 
-    qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.
+    `rounds`: as in `attention`.  qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.
     """
     # before the rotation, which may be in place and which decoding does itself
     picked = qkv.of_rows(newest.rows) if isinstance(qkv, ScaledProduct) else qkv.index_select(0, newest.rows)
     store_keys_and_values(qkv, cache, metadata, num_heads)
-    return attention(picked, cache, newest.metadata, num_heads, scale)
+    return attention(picked, cache, newest.metadata, num_heads, scale, rounds)
 
 
 def store_keys_and_values(qkv: torch.Tensor | ScaledProduct, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:

@@ -146,8 +146,10 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, newest: NewestTokens
     ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         """`finish` for the newest tokens alone, [num_sampling, hidden_size] each; K and V of all are stored."""
-        mixed = attention_of_newest(qkv, cache, metadata, newest, self.num_heads, self.head_dim**-0.5)
-        return self._after_attention(mixed, a.index_select(0, newest.rows))
+        a = a.index_select(0, newest.rows)
+        rounds = self.dense.takes_tiles(*_size(a))  # as when decoding, for which the kernels are compiled at the start
+        mixed = attention_of_newest(qkv, cache, metadata, newest, self.num_heads, self.head_dim**-0.5, rounds)
+        return self._after_attention(mixed, a)
 
     def store(self, qkv: torch.Tensor | ScaledProduct, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
