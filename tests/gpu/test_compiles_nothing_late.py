@@ -22,9 +22,10 @@ triton = pytest.importorskip("triton")
 CONFIG = Path(__file__).parents[2] / "benchmarks/chatglm-6b/config.json"
 
 
-@pytest.fixture(
-    scope="module", params=["chatglm-tiny 128", "chatglm-tiny 48", "chatglm-tiny 20", "llama-tiny 128", "wide bf16 128", "wide fp8 128"]
-)
+ENGINES = ["chatglm-tiny 128", "chatglm-tiny 48", "chatglm-tiny 20", "llama-tiny 128", "wide bf16 128", "wide fp8 128"]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EngineCore:
     """`wide`: two layers of ChatGLM-6B's width, for which there are kernels of their own."""
     name, *form, max_num_seqs = request.param.split()
@@ -32,9 +33,9 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return make_engine(FIXTURES / name, device="cuda", dtype="float16", max_num_seqs=int(max_num_seqs), num_kv_blocks=4000)
     folder = tmp_path_factory.mktemp("wide")
     (folder / "config.json").write_text(json.dumps(json.loads(CONFIG.read_text()) | {"num_layers": 2}))
-    settings = {"quantization": "fp8", "kv_cache_dtype": "fp8"} if form == ["fp8"] else {}
-    return make_engine(folder, device="cuda", dtype="bfloat16", load_format="dummy", skip_tokenizer_init=True, max_num_seqs=int(max_num_seqs),
-                       num_kv_blocks=4000, **settings)  # fmt: skip
+    settings = {"max_num_seqs": int(max_num_seqs), "num_kv_blocks": 4000, "load_format": "dummy", "skip_tokenizer_init": True}
+    settings |= {"quantization": "fp8", "kv_cache_dtype": "fp8"} if form == ["fp8"] else {}
+    return make_engine(folder, device="cuda", dtype="bfloat16", **settings)
 
 
 @pytest.fixture
