@@ -28,7 +28,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def served() -> None:
-    if not layer_stream.serves_layer_stream(2, torch.empty(4096, 4096, dtype=torch.float16, device="cuda"), 16384):
+    rows, dense = (torch.empty(count, 4096, dtype=torch.float16, device="cuda") for count in (2, 4096))
+    if not layer_stream.serves_layer_stream(rows, dense, 16384):
         pytest.skip("this GPU or this Triton is not served")
 
 
@@ -48,6 +49,7 @@ def test_it_is_its_twin_every_time(dtype: torch.dtype, fp8: bool) -> None:
             assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
 
 
+@torch.inference_mode()  # in which an engine may have made the counters
 def test_its_counters_may_overflow(dtype: torch.dtype, fp8: bool) -> None:
     on = Device("cuda", dtype, seed=6)
     layer, (mixed, residual) = random_stretch(on, 4096, 16384, fp8), random_rows(on, 5, 4096, fp8)

@@ -37,10 +37,11 @@ def test_sampling_waits_for_nothing(way: str, nobody_may_wait: None) -> None:
     sampler = Sampler(spec_of("chatglm", VOCAB), 8, torch.device("cuda"))
     logits = torch.randn(8, VOCAB, device="cuda", dtype=torch.float16)
     for outputs in ([], [5, 7], [5, 7, 8]):
-        requests = [request_of(row, [1, 2, 3], outputs, seed=row, **WAYS[way][row % len(WAYS[way])]) for row in range(8)]
         with torch.inference_mode():
-            sampler.sample(logits.clone(), requests)  # compiles, and takes memory
-            torch.cuda.set_sync_debug_mode("error")
-            token_ids = sampler.sample(logits.clone(), requests).token_ids
-            torch.cuda.set_sync_debug_mode("default")
+            # The first round compiles and takes memory; the second sends its own requests' prompts.
+            for mode in ("default", "error"):
+                requests = [request_of(row, [1, 2, 3], outputs, seed=row, **WAYS[way][row % len(WAYS[way])]) for row in range(8)]
+                torch.cuda.set_sync_debug_mode(mode)
+                token_ids = sampler.sample(logits.clone(), requests).token_ids
+                torch.cuda.set_sync_debug_mode("default")
         assert ((token_ids >= 0) & (token_ids < VOCAB)).all()

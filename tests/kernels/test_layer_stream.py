@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glmserve.kernels.layer_stream import Norm, Product, layer_stream_torch, serves_layer_stream
+from glmserve.kernels import layer_stream
+from glmserve.kernels.layer_stream import Norm, Product, layer_stream_torch
 from glmserve.kernels.scaled_rows import ScaledRows
 from tests.kernels.cases import Device, relative_error
 from tests.kernels.stream_cases import random_rows, random_stretch
@@ -33,5 +34,7 @@ def test_the_twin_is_a_layer_from_attention_to_attention(fp8: bool) -> None:
     assert relative_error(qkv, times(following, layer.qkv)) < (0.05 if fp8 else 1e-5)
 
 
-def test_a_cpu_takes_the_kernels_of_their_own() -> None:
-    assert not serves_layer_stream(8, torch.zeros(4096, 4096, dtype=torch.bfloat16), 16384)
+def test_a_cpu_takes_the_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_stream, "HAS_GLUON", True)
+    rows, dense = (torch.empty(count, 4096, dtype=torch.bfloat16) for count in (8, 4096))
+    assert not layer_stream.serves_layer_stream(rows, dense, 16384)

@@ -57,16 +57,17 @@ def test_long_prompts_have_a_kernel_of_their_own_on_hopper_alone(chip: str, monk
 @pytest.mark.parametrize("multiprocessors", [132, 114])
 def test_a_layer_is_one_launch_on_a_large_hopper_alone(chip: str, multiprocessors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     dense: Any = SimpleNamespace(is_cuda=True, shape=(4096, 4096), dtype=torch.float16, device=torch.device("cuda", 0))
-    assert not layer_stream.serves_layer_stream(8, dense, 16384), "no Gluon of the tested release on this machine"
+    assert not layer_stream.serves_layer_stream(rows(8), dense, 16384), "no Gluon of the tested release on this machine"
     monkeypatch.setattr(layer_stream, "HAS_GLUON", True)
     monkeypatch.setattr(layer_stream, "num_multiprocessors", lambda device: multiprocessors)
     large = chip == "H100" and multiprocessors == 132  # the PCIe card has 114: its programs could not all run at once
-    assert [layer_stream.serves_layer_stream(rows, dense, 16384) for rows in (1, 2, 64, 65)] == [False, large, large, False]
-    assert not layer_stream.serves_layer_stream(8, dense, 13696), "another model's width"
+    assert [layer_stream.serves_layer_stream(rows(count), dense, 16384) for count in (1, 2, 64, 65)] == [False, large, large, False]
+    assert not layer_stream.serves_layer_stream(rows(8), dense, 13696), "another model's width"
     dense.dtype = torch.float8_e4m3fn
-    assert layer_stream.serves_layer_stream(1, dense, 16384) is large
+    assert layer_stream.serves_layer_stream(rows(1), dense, 16384) is large
+    assert not layer_stream.serves_layer_stream(rows(8, torch.float32), dense, 16384), "too large for shared memory"
     dense.dtype = torch.int8
-    assert not layer_stream.serves_layer_stream(8, dense, 16384)
+    assert not layer_stream.serves_layer_stream(rows(8), dense, 16384)
 
 
 @pytest.mark.parametrize("form", [0, 2, 3])

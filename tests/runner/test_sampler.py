@@ -217,7 +217,7 @@ def test_counts_are_rebuilt_after_a_push_back() -> None:
 
 def test_logit_bias_is_added_and_may_ban_or_force() -> None:
     requests = [
-        request_of(row, temperature=0.0, logit_bias=bias) for row, bias in enumerate([{}, {0: -100.0}, {3: 100.0}, {0: -1.0, 1: 0.1}])
+        request_of(row, temperature=0.0, logit_bias=bias) for row, bias in enumerate([{}, {0: -100.0}, {3: 100}, {0: -1.0, 1: 0.1}])
     ]
     assert sample(torch.tensor([[3.0, 2.5, 0.0, -5.0]]).repeat(4, 1), requests) == [0, 1, 3, 1]
 

@@ -59,14 +59,15 @@ class Stretch(NamedTuple):
     epsilon: float
 
 
-def serves_layer_stream(num_rows: int, dense: torch.Tensor, inner_size: int) -> bool:
-    """Whether `layer_stream` serves so many rows.  dense: the weight of that product, [hidden_size, hidden_size].
+def serves_layer_stream(residual: torch.Tensor, dense: torch.Tensor, inner_size: int) -> bool:
+    """Whether `layer_stream` serves these rows, [rows, hidden_size].  dense: the weight of that product, [hidden_size, hidden_size].
 
-    One row of 16 bits is as fast with the kernels of its own.
+    One row of 16 bits stays with `one_row_linear`, which reads the weights at the speed of a copy.
     """
     fits = dense.shape[0] == _HIDDEN_SIZE and inner_size == _INNER_SIZE
-    few = (1 if dense.dtype == torch.float8_e4m3fn else 2) <= num_rows <= _MOST_ROWS
-    streams = dense.dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn) and HAS_GLUON
+    few = (1 if dense.dtype == torch.float8_e4m3fn else 2) <= residual.shape[0] <= _MOST_ROWS
+    half = residual.dtype in (torch.float16, torch.bfloat16)  # float32 would not fit in shared memory
+    streams = half and dense.dtype in (residual.dtype, torch.float8_e4m3fn) and HAS_GLUON
     return fits and few and streams and use_triton(dense) and is_hopper(dense.device) and num_multiprocessors(dense.device) >= _PROGRAMS
 
 
@@ -90,7 +91,7 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
     padded = max(8, next_power_of_2(rows))
     products = (layer.dense, layer.up, layer.down, layer.qkv)
     columns = 128 // values.element_size()
-    stages, row_stages = (5, 2) if padded > 32 else (6, 3)  # what fits in shared memory
+    stages, row_stages = (5, 2) if padded > 32 else (6, 3)  # what fits in shared memory; at 32 rows in fp8 3 KB are left
     layer_stream_kernel[(_PROGRAMS,)](
         *(boxes(x, padded, columns) for x in (values, normed, active, following)),
         *(boxes(product.weight, height, columns) for product, height in zip(products, _HEIGHTS, strict=True)),
@@ -130,5 +131,8 @@ def _times(rows: torch.Tensor | ScaledRows, product: Product) -> Summands:
 
 @functools.cache
 def _meetings(on: torch.device) -> torch.Tensor:
-    """The counters that programs meet at.  One set serves every launch in a stream: of a counter only the difference counts."""
+    """The counters that programs meet at.  One set serves every launch in a stream: of a counter only the difference counts.
+
+    Launches of two streams would count on the same ones, and each could hold multiprocessors that the other waits for.
+    """
     return torch.zeros(NUM_COUNTERS, dtype=torch.int32, device=on)

@@ -1,6 +1,7 @@
 """A random token from each row's `top_k` best, thinned by top_p and min_p; on a GPU by a search that sorts 128 scores, not the vocabulary.
 
-Of equal scores the first of the vocabulary are in.  The draw goes from the best score downwards.
+Of equal scores the search takes the first of the vocabulary; which ones torch.topk takes, on a CPU or beyond 64, is its own choice.
+The draw goes from the best score downwards.
 """
 
 from __future__ import annotations

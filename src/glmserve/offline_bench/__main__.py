@@ -55,7 +55,7 @@ def _start(engine: EngineConfig) -> tuple[LLM, Chip]:
     settings = engine.model_dump(exclude={"model", "enable_prefix_caching"})
     llm = LLM(engine.model, **settings, enable_prefix_caching=False)  # what is measured is computing, not remembering
     gc.collect()
-    gc.freeze()  # as the server's engine does: a collection that walks what loading made takes tenths of a second
+    gc.freeze()  # as the server's engine does
     ready = llm.engine.ready
     device = torch.device(ready.device)
     chip = measure_chip(device, product_dtype(ready.quantization, DTYPES[ready.dtype], device))

@@ -68,7 +68,7 @@ class PenaltyState:
         self._owner[request.row] = life
         counts[request.row] = 0
         in_prompt[request.row] = False
-        in_prompt[request.row, sent(request.prompt_token_ids, self.device)] = True
+        in_prompt[request.row, sent(request.prompt_token_ids, self.device, torch.int32)] = True
         if request.output_token_ids:
             seen, times = torch.tensor(request.output_token_ids).unique(return_counts=True)
             counts[request.row, seen.to(self.device, non_blocking=True)] = times.short().to(self.device, non_blocking=True)

@@ -87,7 +87,7 @@ class Sampler:
         changes = [change for change in changes if 0 <= change[1] < self.spec.vocab_size]  # an index beyond would end the engine
         if changes:
             places = [row * scores.shape[1] + token_id for row, token_id, _ in changes]
-            scores.view(-1).index_add_(0, sent(places, self.device), sent([bias for *_, bias in changes], self.device))
+            scores.view(-1).index_add_(0, sent(places, self.device), sent([bias for *_, bias in changes], self.device, torch.float32))
 
     def _draw(self, scores: torch.Tensor, requests: list[Request]) -> torch.Tensor:
         groups: dict[str, list[int]] = {}
@@ -102,6 +102,7 @@ class Sampler:
         return token_ids
 
     def _draw_by(self, method: str, scores: torch.Tensor, requests: list[Request], invalid_id: int, masked: bool) -> torch.Tensor:
+        """int64 [len(requests)].  `masked`: -infinity is a legal score, and whether a row is valid has been judged before."""
         if method == "greedy":
             return scores.argmax(dim=-1) if masked else greedy_ids(scores, invalid_id)
         numbers = self._numbers(requests)

@@ -6,6 +6,7 @@ Prefix LM: the tokens before `<sop>` (the context) are seen by all, what follows
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class ChatGLM(nn.Module):
         """Everything up to the last layer's attention: that layer's q|k|v and its normalised input."""
         blocks: list[Block] = list(self.layers)  # type: ignore[arg-type]
         qkv, residual = blocks[0].begin(F.embedding(token_ids, self.word_embeddings), None)
-        for block, following, cache in zip(blocks, blocks[1:], caches, strict=False):
+        for (block, following), cache in zip(pairwise(blocks), caches[:-1], strict=True):
             qkv, residual = block(qkv, residual, metadata, cache, following)
         return qkv, residual
 
@@ -128,10 +129,10 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, following: Block
     ) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
         """(q|k|v, a) of the following block."""
-        streams = on_gpu(a) and serves_layer_stream(len(a), self.dense.weight, self.dense_h_to_4h.out_features)
+        streams = on_gpu(a) and serves_layer_stream(a, self.dense.weight, self.dense_h_to_4h.out_features)
         rounds = streams and self.dense.weight.dtype == torch.float8_e4m3fn
         mixed = self._attend(qkv, a, metadata, cache, rounds)
-        if streams and isinstance(mixed, ScaledRows) == rounds:
+        if streams and isinstance(mixed, ScaledRows) == rounds:  # attention over a prompt does not round
             qkv, a = layer_stream(mixed, a, self._stretch_to(following))
             return qkv.view(-1, 3 * self.num_heads, self.head_dim), a
         return following.begin(*self._after_attention(mixed, a))
@@ -140,7 +141,7 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache
     ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         """(x, residual) for the LayerNorm after the last block."""
-        return self._after_attention(self._attend(qkv, a, metadata, cache, False), a)
+        return self._after_attention(self._attend(qkv, a, metadata, cache), a)
 
     def finish_newest(
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, newest: NewestTokens
@@ -156,8 +157,9 @@ class Block(nn.Module):
         store_keys_and_values(qkv, cache, metadata, self.num_heads)
 
     def _attend(
-        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, rounds: bool
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, rounds: bool = False
     ) -> torch.Tensor | ScaledRows:
+        """`rounds`: to fp8 even where the dense product by itself would take the rows as they are."""
         rounds = rounds or self.dense.takes_tiles(*_size(a))
         return attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, rounds)
 
