@@ -43,6 +43,14 @@ def test_markdown_is_a_table_with_the_sum_below() -> None:
     assert "1,000 requests at 3.6 an hour" in text and "Cut short" not in text
 
 
+def test_a_rung_whose_device_waits_for_launches_says_so() -> None:
+    ladder = three_rungs()
+    ladder.rows[0].figures = figures(launch_bound=0.98)
+    ladder.rows[1].figures = figures(launch_bound=0.01)
+    told = [line for line in markdown(ladder).splitlines() if "launched kernels" in line]
+    assert told == ["Rung 0: in 98% of the busy time the host launched kernels no faster than the device ran them, which waited."]
+
+
 def test_a_run_that_was_cut_short_or_short_of_answers_says_so() -> None:
     ladder = three_rungs()
     ladder.complete = False

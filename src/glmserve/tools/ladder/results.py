@@ -19,8 +19,9 @@ from glmserve.version import __version__
 class RungFigures(msgspec.Struct):
     """What was measured on a rung.  Latencies are seconds, shares 0 to 1, None where the server does not report it.
 
-    `cost` is that of 1,000 requests at LadderConfig.price_per_hour.  `settled`: the latencies leave out each client's first request,
-    which had not all the others before it; else there were too few answers for that.
+    `launch_bound` is the share of the busy time that passed in steps which the host launched no faster than the device ran them.
+    `cost` is that of 1,000 requests at LadderConfig.price_per_hour.  `settled`: the latencies leave out each client's first request, which
+    had not all the others before it; else there were too few answers for that.
     """
 
     requests_per_second: float
@@ -39,6 +40,7 @@ class RungFigures(msgspec.Struct):
     seconds: float
     mean_batch: float | None
     spent: dict[str, float]
+    launch_bound: float | None = None
 
 
 class RungResult(msgspec.Struct):
@@ -132,6 +134,7 @@ def figures_of(result: LoadResult, server: ServerFigures | None, config: LadderC
         seconds=result.duration,
         mean_batch=server.mean_batch if server else None,
         spent=server.spent if server else {},
+        launch_bound=server.launch_bound if server else None,
     )
 
 

@@ -8,6 +8,7 @@ from glmserve.tools.ladder.results import Ladder, RungFigures, RungResult
 from glmserve.tools.ladder.rungs import ARTICLE, Headline
 
 COLUMNS = ("rung", "req/s", "mean", "p99", "tok/s", "batch", "busy", "NVML", "MBU", "cost", "the article, on an A10")
+WORTH_TELLING = 0.05
 FEW_ANSWERS = 100  # below this a p99 is the slowest answer or near it
 
 
@@ -87,6 +88,9 @@ def notes(ladder: Ladder) -> Iterator[str]:
 
 
 def _notes_on(figures: RungFigures) -> Iterator[str]:
+    if (figures.launch_bound or 0.0) >= WORTH_TELLING:
+        waited = share(figures.launch_bound)
+        yield f"in {waited} of the busy time the host launched kernels no faster than the device ran them, which waited."
     if figures.failed:
         yield f"{figures.failed} of {figures.completed + figures.failed} requests failed."
     if not figures.settled:
