@@ -61,7 +61,7 @@ def table(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> str:
     assert graphs is not None, "needs CUDA graphs, so a GPU"
 
     def step() -> None:
-        loaded.runner.sampler.sample(graphs.replay(graphs.size_for(rows))[:rows], [_Greedy()] * rows)  # type: ignore[list-item]
+        loaded.runner.sampler.sample(graphs.replay(graphs.size_for(rows))[:rows], [Greedy()] * rows)  # type: ignore[list-item]
 
     milliseconds = 1000 * seconds_of(step, loaded.runner.device, STEPS)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -85,7 +85,7 @@ def table(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> str:
     return "\n".join(lines)
 
 
-class _Greedy:
+class Greedy:
     """As much of a request as greedy sampling asks for."""
 
     def __init__(self) -> None:

@@ -20,10 +20,7 @@ from tests.kernels.stream_cases import random_rows, random_stretch
 
 CONFIG = Path(__file__).parents[2] / "benchmarks/chatglm-6b/config.json"
 FORMS = [(torch.float16, False), (torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, True)]
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-    pytest.mark.parametrize("dtype,fp8", FORMS, ids=["float16", "bfloat16", "fp8 and bfloat16", "fp8 and float16"]),
-]
+pytestmark = pytest.mark.parametrize("dtype,fp8", FORMS, ids=["float16", "bfloat16", "fp8 and bfloat16", "fp8 and float16"])
 
 
 @pytest.fixture(autouse=True)

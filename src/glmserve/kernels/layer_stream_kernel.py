@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from glmserve.kernels.backend import gdc_launch_dependents, gdc_wait
 from glmserve.kernels.gluon_backend import TensorDescriptor, fence_async_shared, gl, gluon, mbarrier, tma
 from glmserve.kernels.layer_stream_meetings import (
     DENSE_DONE,
@@ -21,9 +22,7 @@ from glmserve.kernels.layer_stream_meetings import (
     UP_DONE,
     arrive,
     count_when_all_met,
-    let_next_kernel_come,
     meet,
-    wait_for_kernel_before,
 )
 from glmserve.kernels.layer_stream_steps import finish, gelu, normalise, product, store, store_active, store_part
 
@@ -88,10 +87,10 @@ def _stream_weights(
     No more than IN_FLIGHT stages are on their way: enough for the memory, and few enough for all else that passes it to be quick.
     """
     step = 0
-    step = _fetch(dense_desc, ring, step, True, IN_FLIGHT, HIDDEN, HIDDEN, SPLITS)
-    step = _fetch(up_desc, ring, step, True, IN_FLIGHT, INNER, HIDDEN, 1)
-    step = _fetch(down_desc, ring, step, True, IN_FLIGHT, HIDDEN, INNER, SPLITS)
-    step = _fetch(qkv_desc, ring, step, True, IN_FLIGHT, 3 * HIDDEN, HIDDEN, 1)
+    step = _fetch(dense_desc, ring, step, IN_FLIGHT, HIDDEN, HIDDEN, SPLITS)
+    step = _fetch(up_desc, ring, step, IN_FLIGHT, INNER, HIDDEN, 1)
+    step = _fetch(down_desc, ring, step, IN_FLIGHT, HIDDEN, INNER, SPLITS)
+    step = _fetch(qkv_desc, ring, step, IN_FLIGHT, 3 * HIDDEN, HIDDEN, 1)
 
 
 @gluon.jit
@@ -99,21 +98,21 @@ def _stream_rows(
     mixed_desc, normed_desc, active_desc, next_desc, ring, meeting_ptr, HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr
 ):
     """The warp that fetches rows, each kind when all programs have written their part of it."""
-    wait_for_kernel_before()
+    gdc_wait()
     step = 0
-    step = _fetch(mixed_desc, ring, step, False, 0, HIDDEN, HIDDEN, SPLITS)
+    step = _fetch(mixed_desc, ring, step, 0, HIDDEN, HIDDEN, SPLITS)
     count = count_when_all_met(meeting_ptr)
     meet(meeting_ptr, NORMED, count)
-    step = _fetch(normed_desc, ring, step, False, 0, INNER, HIDDEN, 1)
+    step = _fetch(normed_desc, ring, step, 0, INNER, HIDDEN, 1)
     meet(meeting_ptr, UP_DONE, count)
-    step = _fetch(active_desc, ring, step, False, 0, HIDDEN, INNER, SPLITS)
+    step = _fetch(active_desc, ring, step, 0, HIDDEN, INNER, SPLITS)
     meet(meeting_ptr, NEXT_NORMED, count)
-    step = _fetch(next_desc, ring, step, False, 0, 3 * HIDDEN, HIDDEN, 1)
+    step = _fetch(next_desc, ring, step, 0, 3 * HIDDEN, HIDDEN, 1)
 
 
 @gluon.jit
-def _fetch(desc, ring, step, IS_WEIGHT: gl.constexpr, IN_FLIGHT: gl.constexpr, OUT: gl.constexpr, IN: gl.constexpr, SPLITS: gl.constexpr):
-    """All boxes of one operand that this program's piece of a product needs, in their order."""
+def _fetch(desc, ring, step, IN_FLIGHT: gl.constexpr, OUT: gl.constexpr, IN: gl.constexpr, SPLITS: gl.constexpr):
+    """All boxes of one operand that this program's piece of a product needs, in order.  IN_FLIGHT: 0 for rows, which have no limit."""
     buffers, here, free = ring
     STAGES: gl.constexpr = here.shape[0]
     BOXES: gl.constexpr = buffers.shape[0] // STAGES
@@ -121,13 +120,14 @@ def _fetch(desc, ring, step, IS_WEIGHT: gl.constexpr, IN_FLIGHT: gl.constexpr, O
     COLUMNS: gl.constexpr = desc.block_type.shape[1]
     SPAN: gl.constexpr = IN // SPLITS
     OUTPUTS: gl.constexpr = OUT * SPLITS // 128  # of each of the 128 programs
+    IS_WEIGHT: gl.constexpr = IN_FLIGHT > 0
     HEIGHTS: gl.constexpr = OUTPUTS // HEIGHT if IS_WEIGHT else 1
     first_row = gl.program_id(0) // SPLITS * OUTPUTS if IS_WEIGHT else 0
     first = gl.program_id(0) % SPLITS * SPAN
     for at in range(first, first + SPAN, BOXES * COLUMNS):
         slot = step % STAGES
         mbarrier.wait(free.index(slot), step // STAGES & 1 ^ 1)
-        if IN_FLIGHT > 0:
+        if IS_WEIGHT:
             mbarrier.wait(here.index((step + STAGES - IN_FLIGHT) % STAGES), (step - IN_FLIGHT) // STAGES & 1, pred=step >= IN_FLIGHT)
         mbarrier.expect(here.index(slot), BOXES * HEIGHTS * desc.block_type.nbytes)
         for box in gl.static_range(BOXES):
@@ -153,7 +153,7 @@ def _compute(
     residual_ptr, middle_ptr, normed_ptr, active_ptr, next_residual_ptr, next_ptr, qkv_ptr, part_ptr = made
     TILES: gl.constexpr = 1 if SCALED else 0  # rows come with a scale for each tile of 128 columns
     WHOLE: gl.constexpr = 2 if SCALED else 0  # with one scale
-    wait_for_kernel_before()
+    gdc_wait()
     count = count_when_all_met(meeting_ptr)
     step = 0
     total, step = product(rings, step, mixed_scale_ptr, rows, HIDDEN, SPLITS, TILES)
@@ -174,7 +174,7 @@ def _compute(
         normalise(part_ptr, down_bias_ptr, middle_ptr, next_norm_weight_ptr, next_norm_bias_ptr, next_residual_ptr, next_ptr,
                    next_scale_ptr, meeting_ptr, DOWN_DONE, count, rows, alpha, epsilon, HIDDEN, SPLITS, SCALED)  # fmt: skip
     arrive(meeting_ptr, NEXT_NORMED, True)
-    let_next_kernel_come()
+    gdc_launch_dependents()
     total, step = product(rings, step, next_scale_ptr, rows, HIDDEN, 1, WHOLE)
     total = finish(total, qkv_scale_ptr, qkv_bias_ptr, 3 * HIDDEN // 128, SCALED)
     store(total, qkv_ptr, rows, 3 * HIDDEN)

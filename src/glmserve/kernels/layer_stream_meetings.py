@@ -14,18 +14,6 @@ else:
 
 
 @gluon.jit
-def wait_for_kernel_before():
-    """Until what the kernel in front has written can be read."""
-    gl.inline_asm_elementwise("griddepcontrol.wait; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def let_next_kernel_come():
-    """It may be launched when all programs have said so; it waits for this one's end by itself."""
-    gl.inline_asm_elementwise("griddepcontrol.launch_dependents; // dummy $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
 def count_when_all_met(meeting_ptr):
     """What each meeting's counter shows when all programs of this launch have come.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import statistics
 import sys
@@ -54,8 +53,6 @@ def _start(engine: EngineConfig) -> tuple[LLM, Chip]:
     """The model first: its K/V pool is sized by the memory that is free."""
     settings = engine.model_dump(exclude={"model", "enable_prefix_caching"})
     llm = LLM(engine.model, **settings, enable_prefix_caching=False)  # what is measured is computing, not remembering
-    gc.collect()
-    gc.freeze()  # as the server's engine does
     ready = llm.engine.ready
     device = torch.device(ready.device)
     chip = measure_chip(device, product_dtype(ready.quantization, DTYPES[ready.dtype], device))
