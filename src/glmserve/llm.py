@@ -165,10 +165,11 @@ class LLM:
         return results
 
     def _submit(self, result: RequestResult, index: int, params: SamplingParams, chat: bool) -> _Choice:
-        seed = None if params.seed is None else params.seed + index
         request_id = f"{result.request_id}-{index}"
-        message = EngineRequest(request_id, result.prompt_token_ids, msgspec.structs.replace(params, n=1, seed=seed), time.monotonic())
-        self.engine.add_request(message)
+        own = params
+        if params.n > 1:
+            own = msgspec.structs.replace(params, n=1, seed=None if params.seed is None else params.seed + index)
+        self.engine.add_request(EngineRequest(request_id, result.prompt_token_ids, own, time.monotonic()))
         output = CompletionOutput(index, logprobs=None if params.logprobs is None else [])
         result.outputs.append(output)
         text = None if self.tokenizer is None else OutputText(self.tokenizer, params, chat)
@@ -239,6 +240,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def _token_ids(values: Any) -> list[int]:
     try:
-        return [operator.index(value) for value in values]
+        return list(map(operator.index, values))
     except TypeError:
         raise InvalidRequestError(f"prompt_token_ids must be a list of whole numbers, not {values!r:.80}", "prompt") from None

@@ -94,6 +94,7 @@ def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
     for splits in (1, None):
         for heads, dim in ((32, 128), (4, 16)):
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
+            cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257], heads, dim, 2, 16, by_head, splits, fp8, finishes=True)
         cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], 32, 128, 2, 16, by_head, splits, fp8, rounds=True)
         cases.check_decode(on, [1, 17, 65, 257], 9, 3, 64, 16, by_head, splits, fp8)
     cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [2, 0, 0, 64], 32, 32, 128, by_head, fp8)

@@ -266,9 +266,7 @@ def check_decode(
 def check_finish_rotary_store(on: Device, num_tokens: int, heads: int, kv_heads: int, dim: int, axes: int, by_head: bool) -> None:
     """q|k|v that comes as a product of fp8 levels."""
     width, num_blocks = (heads + 2 * kv_heads) * dim, -(-num_tokens // 16) + 2
-    levels = on.randn(num_tokens, width, dtype=torch.bfloat16) * 30
-    scales = (on.randn(num_tokens, dtype=torch.float32).abs() / 30, on.randn(width, dtype=torch.float32).abs())
-    product = scaled_rows.ScaledProduct(levels, *scales, on.randn(width))
+    product = _scaled_product(on, num_tokens, width)
     angles = on.randn(num_tokens, axes, dim // (2 * axes), dtype=torch.float32) * 10
     slots = torch.randperm(num_blocks * 16, generator=on.generator, device=on.name)[:num_tokens]
     cache = paged_cache(on, num_blocks, 16, heads=kv_heads, dim=dim, by_head=by_head)
@@ -282,15 +280,24 @@ def check_finish_rotary_store(on: Device, num_tokens: int, heads: int, kv_heads:
         assert_close(written, expected, on.dtype)
 
 
+def _scaled_product(on: Device, num_tokens: int, width: int) -> scaled_rows.ScaledProduct:
+    levels = on.randn(num_tokens, width, dtype=torch.bfloat16) * 30
+    scales = (on.randn(num_tokens, dtype=torch.float32).abs() / 30, on.randn(width, dtype=torch.float32).abs())
+    return scaled_rows.ScaledProduct(levels, *scales, on.randn(width))
+
+
 def check_full_heads_decode(
     on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool, splits: int | None,
-    cache_dtype: torch.dtype | None = None, rounds: bool = False,
+    cache_dtype: torch.dtype | None = None, rounds: bool = False, finishes: bool = False,
 ) -> None:  # fmt: skip
-    """Sequence length 0 is an unused row: its output is not looked at."""
+    """Sequence length 0 is an unused row: its output is not looked at.  `finishes`: q|k|v comes as a product of fp8 levels."""
     tables, num_blocks = _tables(on, seq_lens, block_size)
     cache = paged_cache(on, num_blocks, block_size, heads, dim, by_head, cache_dtype)
     cache[0][0], cache[1][0] = float("nan"), float("nan")
-    qkv = on.randn(len(seq_lens), 3 * heads, dim)
+    given = qkv = on.randn(len(seq_lens), 3 * heads, dim)
+    if finishes:
+        given = _scaled_product(on, len(seq_lens), 3 * heads * dim)
+        qkv = scaled_rows.finish_torch(*given, on.dtype).view(qkv.shape)
     angles = on.randn(len(seq_lens), axes, dim // (2 * axes), dtype=torch.float32) * 10
     newest = [max(seq_len - 1, 0) for seq_len in seq_lens]
     slots = [int(tables[row, at // block_size]) * block_size + at % block_size for row, at in enumerate(newest)]
@@ -304,7 +311,7 @@ def check_full_heads_decode(
         rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [0] * len(used), dim**-0.5
     )
     reference = reference.flatten(1)
-    out = full_heads_decode.full_heads_decode(qkv, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, splits, rounds)
+    out = full_heads_decode.full_heads_decode(given, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, splits, rounds)
     if isinstance(out, scaled_rows.ScaledRows):
         rounded = scaled_rows.scale_tiles_torch(reference)
         assert_close(out.scale[used], rounded.scale, torch.bfloat16)

@@ -81,6 +81,7 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
             cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=1)
             cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=1)
             cases.check_full_heads_decode(on, [1, 17, 0], 2, 128, 2, 16, by_head, splits=1, rounds=True)
+            cases.check_full_heads_decode(on, [1, 0, 19], 2, 32, 2, 16, by_head, splits=1, finishes=True)
         case "full_heads_decode_split":
             cases.check_full_heads_decode(on, [1, 0, 130, 260], 2, 24, 1, 16, by_head, splits=3)
         case "decode_grouped":

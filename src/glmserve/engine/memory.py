@@ -63,13 +63,16 @@ def num_kv_blocks(
     soft = spec.num_soft_tokens  # once in blocks that all share, and before the context
     one_context = (-(-(soft + spec.max_model_len) // config.block_size) + -(-soft // config.block_size) + 1) * per_block
     asked_for = config.num_kv_blocks * per_block if config.num_kv_blocks else config.kv_cache_memory_bytes
+    largest_step = 0
+    if device.type == "cuda":  # also where the pool's size is given: it compiles the kernels of prompts
+        progress("measuring the memory of the largest step")
+        largest_step = run_largest_step(model, spec, kv_dtype, device, max_batched_tokens, config)
     if asked_for:
         available = asked_for
         if device.type == "cpu":  # a GPU says for itself when it is full; a CPU would promise the memory and end the process later
             _check_room_for_pool(asked_for, available_bytes(config, device))
     elif device.type == "cuda":
-        progress("measuring the memory of the largest step")
-        available = available_bytes(config, device) - run_largest_step(model, spec, kv_dtype, device, max_batched_tokens, config)
+        available = available_bytes(config, device) - largest_step
     else:
         wanted = min(max(_CPU_POOL_BYTES, one_context), _CPU_CONTEXTS * one_context)
         available = min(available_bytes(config, device), wanted)

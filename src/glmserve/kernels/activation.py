@@ -70,6 +70,23 @@ def gelu_tanh_of(x):
 
 
 @triton.jit
+def short_gelu_tanh_of(x):
+    """The same for float32 on a GPU in 7 instructions, where Triton's guards for tiny and huge numbers make it 20: for passes that are
+    bound by them.  The relative error of ex2 and rcp is 2^-22 (PTX ISA)."""
+    return tl.inline_asm_elementwise(
+        """{ .reg .f32 t;
+        mul.ftz.f32 t, $1, $1;
+        fma.rn.ftz.f32 t, t, 0fBDD2D3E8, 0fC0135761;  // -2 log2(e) 0.79788 (0.044715 x^2 + 1)
+        mul.ftz.f32 t, t, $1;
+        ex2.approx.ftz.f32 t, t;
+        add.ftz.f32 t, t, 0f3F800000;
+        rcp.approx.ftz.f32 t, t;
+        mul.ftz.f32 $0, $1, t; }""",
+        "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def _silu_and_mul_kernel(gate_up_ptr, out_ptr, width, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     if EARLY:
         gdc_wait()

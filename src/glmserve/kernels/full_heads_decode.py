@@ -14,14 +14,13 @@ import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
 from glmserve.kernels.paged_decode import num_key_splits, split_block
-from glmserve.kernels.scaled_rows import TILE, ScaledRows
+from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
 
-_KEYS = 16  # a program's keys a round; measured on an H200 (benchmarks/RESULTS.md, "decode attention")
-_MANY_SEQS = 128
+_KEYS, _STAGES = 8, 3  # a warp's keys a round, and the rounds on their way at once; measured on an H100 (benchmarks/RESULTS.md)
 
 
 def full_heads_decode(
-    qkv: torch.Tensor,
+    qkv: torch.Tensor | ScaledProduct,
     cos: torch.Tensor,
     sin: torch.Tensor,
     key_cache: torch.Tensor,
@@ -37,40 +36,38 @@ def full_heads_decode(
 
     With `rounds` in fp8, with a scale for each head, which must then be a TILE.
 
-    qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v; cos, sin: float32 [num_seqs, axes, pairs], contiguous, as in
-    `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal strides, a dense last axis; slot_mapping: int64
-    [num_seqs]; block_tables: int32 [num_seqs, max_blocks]; seq_lens: int32 [num_seqs], the newest token included, 0 for an unused row.
+    qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v, or such rows as a product that is still to be finished; cos, sin:
+    float32 [num_seqs, axes, pairs], contiguous, as in `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal
+    strides, a dense last axis; slot_mapping: int64 [num_seqs]; block_tables: int32 [num_seqs, max_blocks]; seq_lens: int32 [num_seqs], the
+    newest token included, 0 for an unused row.
     """
-    num_seqs, heads_of_three, head_dim = qkv.shape
-    num_heads = heads_of_three // 3
+    num_heads, head_dim = key_cache.shape[2:]
+    finishes = isinstance(qkv, ScaledProduct)
+    to_finish = qkv[1:] if isinstance(qkv, ScaledProduct) else (cos, cos, cos)
+    dtype = qkv.bias.dtype if isinstance(qkv, ScaledProduct) else qkv.dtype
+    if isinstance(qkv, ScaledProduct):
+        qkv = qkv.levels.view(-1, 3 * num_heads, head_dim)
+    num_seqs = qkv.shape[0]
     splits = num_splits or num_key_splits(num_seqs, num_heads)
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
     assert not rounds or head_dim == TILE
-    out = torch.empty((num_seqs, num_heads * head_dim), dtype=torch.float8_e4m3fn if rounds else qkv.dtype, device=qkv.device)
+    out = torch.empty((num_seqs, num_heads * head_dim), dtype=torch.float8_e4m3fn if rounds else dtype, device=qkv.device)
     out_scale = qkv.new_empty((num_seqs, num_heads), dtype=torch.float32) if rounds else out
     parts = qkv.new_empty((num_seqs, num_heads, splits, head_dim), dtype=torch.float32) if splits > 1 else out
     part_scales = qkv.new_empty((num_seqs, num_heads, splits), dtype=torch.float32) if splits > 1 else out
     key_bytes = head_dim * key_cache.element_size()
-    stages, num_warps = _stages_and_warps(key_cache, num_seqs, splits)
     arrivals = _arrivals(num_seqs * num_heads, qkv.device) if splits > 1 else seq_lens
     _full_heads_kernel[(num_heads, num_seqs, splits)](
-        qkv, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, out_scale,
+        qkv, *to_finish, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, out, out_scale,
         parts, part_scales, arrivals, scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0),
         num_heads, splits,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
-        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=stages, SPLIT_BLOCK=split_block(splits),
-        ROUNDS=rounds,
-        KEY_BYTES=key_bytes if key_bytes in (128, 256) else 0, num_warps=num_warps, **early_start(qkv),
+        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=_STAGES, SPLIT_BLOCK=split_block(splits),
+        FINISHES=finishes, ROUNDS=rounds,
+        KEY_BYTES=key_bytes if key_bytes in (128, 256) else 0, num_warps=1, **early_start(qkv),
     )  # fmt: skip
     return ScaledRows(out, out_scale) if rounds else out
-
-
-def _stages_and_warps(cache: torch.Tensor, num_seqs: int, splits: int) -> tuple[int, int]:
-    """Rounds of keys on their way at once, and a program's warps: the fastest on an H100."""
-    if cache.element_size() == 1:
-        return 3, 1 if num_seqs < _MANY_SEQS else 2
-    return 2, 1 if splits > 1 else 2
 
 
 @functools.cache
@@ -81,10 +78,11 @@ def _arrivals(count: int, device: torch.device) -> torch.Tensor:
 
 @triton.jit(do_not_specialize=["splits"])
 def _full_heads_kernel(
-    qkv_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr, out_ptr, out_scale_ptr,
-    part_ptr, part_scale_ptr, arrival_ptr, scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads, splits,
+    qkv_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr,
+    out_ptr, out_scale_ptr, part_ptr, part_scale_ptr, arrival_ptr,
+    scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads, splits,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, STAGES: tl.constexpr, SPLIT_BLOCK: tl.constexpr, ROUNDS: tl.constexpr,
+    KEYS: tl.constexpr, STAGES: tl.constexpr, SPLIT_BLOCK: tl.constexpr, FINISHES: tl.constexpr, ROUNDS: tl.constexpr,
     KEY_BYTES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -113,17 +111,18 @@ def _full_heads_kernel(
             prefetch_rows(value_ptr + ahead_at, KEY_BYTES)
         gdc_wait()
         gdc_launch_dependents()
-    query_at = qkv_ptr + seq.to(tl.int64) * qkv_stride + head * HEAD_DIM
-    query = _turned(query_at, dim, other, dim_inside, cos, sin) * scale_log2
+    row_at = qkv_ptr + seq.to(tl.int64) * qkv_stride
+    row_scale = tl.load(row_scale_ptr + seq) if FINISHES else 1.0
+    query = _turned(row_at, head * HEAD_DIM, dim, other, dim_inside, cos, sin, row_scale, column_scale_ptr, bias_ptr, FINISHES) * scale_log2
     # Each lane is a softmax of its own over every KEYS-th key: no exchange between threads inside the loop but for q.k itself.
     best = tl.full([KEYS], -1e30, tl.float32)
     total = tl.zeros([KEYS], tl.float32)
     mix = tl.zeros([KEYS, DIM_BLOCK], tl.float32)
     if split == splits - 1:
-        key_at = query_at + num_heads * HEAD_DIM
-        value_at = key_at + num_heads * HEAD_DIM
-        new_key = _turned(key_at, dim, other, dim_inside, cos, sin).to(key_ptr.dtype.element_ty)
-        new_value = tl.load(value_at + dim, mask=dim_inside, other=0.0).to(value_ptr.dtype.element_ty)
+        key_place, value_place = (num_heads + head) * HEAD_DIM, (2 * num_heads + head) * HEAD_DIM
+        new_key = _turned(row_at, key_place, dim, other, dim_inside, cos, sin, row_scale, column_scale_ptr, bias_ptr, FINISHES)
+        new_value = _numbers(row_at, value_place + dim, dim_inside, row_scale, column_scale_ptr, bias_ptr, FINISHES)
+        new_key, new_value = new_key.to(key_ptr.dtype.element_ty), new_value.to(value_ptr.dtype.element_ty)
         at = slot // BLOCK_SIZE * cache_s0 + slot % BLOCK_SIZE * cache_s1 + head * cache_s2 + dim
         tl.store(key_ptr + at, new_key, mask=dim_inside)
         tl.store(value_ptr + at, new_value, mask=dim_inside)
@@ -134,12 +133,14 @@ def _full_heads_kernel(
     for first in tl.range(start, stop, KEYS, num_stages=STAGES):
         token = first + lane
         inside = token < stop
-        block = tl.load(table_ptr + seq * table_s0 + token // BLOCK_SIZE, mask=inside, other=0).to(tl.int64)
-        offset = token % BLOCK_SIZE
-        loaded = inside[:, None] & dim_inside[None, :]
-        at = (block * cache_s0 + offset * cache_s1 + head * cache_s2)[:, None] + dim[None, :]
-        key = tl.load(key_ptr + at, mask=loaded, other=0.0)
-        value = tl.load(value_ptr + at, mask=loaded, other=0.0)
+        here = tl.minimum(token, stop - 1)  # beyond the end the last one again, so that loads need no mask
+        block = tl.load(table_ptr + seq * table_s0 + here // BLOCK_SIZE).to(tl.int64)
+        at = (block * cache_s0 + here % BLOCK_SIZE * cache_s1 + head * cache_s2)[:, None] + dim[None, :]
+        if HEAD_DIM == DIM_BLOCK:
+            key, value = tl.load(key_ptr + at), tl.load(value_ptr + at)
+        else:
+            key = tl.load(key_ptr + at, mask=dim_inside[None, :], other=0.0)
+            value = tl.load(value_ptr + at, mask=dim_inside[None, :], other=0.0)
         score = tl.where(inside, tl.sum(query[None, :] * key.to(tl.float32), axis=1), -1e30)
         new_best = tl.maximum(best, score)
         weight = tl.where(inside, tl.exp2(score - new_best), 0.0)
@@ -181,9 +182,22 @@ def _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM: t
 
 
 @triton.jit
-def _turned(head_ptr, dim, other, dim_inside, cos, sin):
+def _turned(
+    row_at, first, dim, other, dim_inside, cos, sin, row_scale, column_scale_ptr, bias_ptr, FINISHES: tl.constexpr
+):  # fmt: skip
     """A head's rotated numbers, rounded to the activations' dtype as the separate kernel rounds them; `sin` carries the sign."""
-    here = tl.load(head_ptr + dim, mask=dim_inside, other=0.0)
-    there = tl.load(head_ptr + other, mask=dim_inside, other=0.0)
+    here = _numbers(row_at, first + dim, dim_inside, row_scale, column_scale_ptr, bias_ptr, FINISHES)
+    there = _numbers(row_at, first + other, dim_inside, row_scale, column_scale_ptr, bias_ptr, FINISHES)
     turned = here.to(tl.float32) * cos + there.to(tl.float32) * sin
     return turned.to(here.dtype).to(tl.float32)
+
+
+@triton.jit
+def _numbers(row_at, column, inside, row_scale, column_scale_ptr, bias_ptr, FINISHES: tl.constexpr):
+    """Numbers of q|k|v in the activations' dtype."""
+    number = tl.load(row_at + column, mask=inside, other=0.0)
+    if FINISHES:
+        bias = tl.load(bias_ptr + column, mask=inside, other=0.0)
+        scale = row_scale * tl.load(column_scale_ptr + column, mask=inside, other=0.0)
+        number = (number.to(tl.float32) * scale + bias.to(tl.float32)).to(bias.dtype)
+    return number

@@ -179,9 +179,9 @@ def _residual_layer_norm_kernel(
     normed = centred * inverse_deviation * weight + bias
     tl.store(out_ptr + row + columns, normed.to(out_ptr.dtype.element_ty), mask=inside)
     if ROUNDS:
-        scale = tl.maximum(tl.max(tl.where(inside, tl.abs(normed), 0.0), axis=0) / 448.0, 1e-12)
+        scale = tl.maximum(tl.max(tl.abs(normed), axis=0) / 448.0, 1e-12)  # columns outside are 0
         tl.store(level_scale_ptr + token, scale)
-        level = tl.minimum(tl.maximum(normed / scale, -448.0), 448.0)  # the quotient may be a rounding error larger
+        level = tl.minimum(tl.maximum(normed * (1.0 / scale), -448.0), 448.0)  # the product may be a rounding error larger
         tl.store(level_ptr + row + columns, level.to(level_ptr.dtype.element_ty), mask=inside)
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch
-from glmserve.kernels.backend import next_power_of_2, tl, triton
+from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch, short_gelu_tanh_of
+from glmserve.kernels.backend import interpreting, next_power_of_2, tl, triton
 
 LARGEST_FP8 = 448.0  # of float8_e4m3fn
 TILE = 128  # columns that share a scale where a row has several
@@ -61,7 +61,7 @@ def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
     x: scaled by row; weight: fp8 [out_features, width].
     """
     one = _one(weight.device)
-    return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 @functools.cache
@@ -71,13 +71,22 @@ def _one(device: torch.device) -> torch.Tensor:
 
 def scale_rows(x: torch.Tensor) -> ScaledRows:
     """Round [rows, width] so that the largest number of each row becomes the largest level.  On a GPU."""
-    rows, width = x.shape
-    out = ScaledRows(torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(rows, dtype=torch.float32))
-    block = next_power_of_2(width)
-    _finish_and_scale_kernel[(rows,)](
-        x, x, x, x, *out, width, SCALED=False, HAS_BIAS=False, GELU=False, BLOCK=block, num_warps=min(16, max(1, block // 512))
-    )
+    out = ScaledRows(torch.empty_like(x, dtype=torch.float8_e4m3fn), x.new_empty(x.shape[0], dtype=torch.float32))
+    _finish_and_scale(x, None, None, None, out)
     return out
+
+
+def _finish_and_scale(
+    x: torch.Tensor, row_scale: torch.Tensor | None, column_scale: torch.Tensor | None, bias: torch.Tensor | None, out: ScaledRows
+) -> None:
+    """With scales and a bias what is rounded is tanh GELU of the finished product."""
+    rows, width = x.shape
+    block = next_power_of_2(width)
+    finishes = row_scale is not None
+    _finish_and_scale_kernel[(rows,)](
+        x, *(x if tensor is None else tensor for tensor in (row_scale, column_scale, bias)), *out, width,
+        FINISHES_GELU=finishes, BLOCK=block, PLAIN_STEPS=interpreting(), num_warps=min(16, max(1, block // 512)),
+    )  # fmt: skip
 
 
 def scale_rows_torch(x: torch.Tensor) -> ScaledRows:
@@ -97,13 +106,8 @@ def finish_gelu(product: torch.Tensor, row_scale: torch.Tensor, column_scale: to
 
     product: [rows, width]; row_scale: float32 [rows]; column_scale: float32 [width]; bias: [width].
     """
-    rows, width = product.shape
     out = ScaledRows(torch.empty_like(product, dtype=torch.float8_e4m3fn), torch.empty_like(row_scale))
-    block = next_power_of_2(width)
-    _finish_and_scale_kernel[(rows,)](
-        product, row_scale, column_scale, bias, *out, width,
-        SCALED=True, HAS_BIAS=True, GELU=True, BLOCK=block, num_warps=min(16, max(1, block // 512)),
-    )  # fmt: skip
+    _finish_and_scale(product, row_scale, column_scale, bias, out)
     return out
 
 
@@ -135,21 +139,21 @@ def finish_torch(
 @triton.jit
 def _finish_and_scale_kernel(
     x_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, out_ptr, out_scale_ptr, width,
-    SCALED: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr,
+    FINISHES_GELU: tl.constexpr, BLOCK: tl.constexpr, PLAIN_STEPS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
     x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    if SCALED:
+    if FINISHES_GELU:
         x *= tl.load(row_scale_ptr + row) * tl.load(column_scale_ptr + column, mask=inside, other=0.0)
-    if HAS_BIAS:
         x += tl.load(bias_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    if GELU:
-        x = gelu_tanh_of(x)
-    scale = tl.maximum(tl.max(tl.where(inside, tl.abs(x), 0.0), axis=0) / 448.0, 1e-12)
+        x = gelu_tanh_of(x) if PLAIN_STEPS else short_gelu_tanh_of(x)
+    scale = tl.maximum(tl.max(tl.abs(x), axis=0) / 448.0, 1e-12)  # columns outside are 0
     tl.store(out_scale_ptr + row, scale)
-    level = tl.minimum(tl.maximum(x / scale, -448.0), 448.0)  # the quotient may be a rounding error larger
+    level = x * (1.0 / scale)
+    if PLAIN_STEPS:  # the product may be a rounding error too large; a GPU's conversion saturates
+        level = tl.minimum(tl.maximum(level, -448.0), 448.0)
     tl.store(out_ptr + row * width + column, level.to(out_ptr.dtype.element_ty), mask=inside)
 
 

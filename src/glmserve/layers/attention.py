@@ -87,13 +87,11 @@ def attention(
     With `rounds` the result may come in fp8, with a scale for each head.  On a GPU `qkv` may be overwritten.
     """
     decodes = metadata.query_starts is None
-    if decodes:
-        qkv = _finished(qkv, cache)
-        if use_triton(qkv) and qkv.shape[1] == 3 * num_heads:
-            return full_heads_decode(
-                qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens,
-                scale, rounds=rounds and qkv.shape[2] == TILE,
-            )  # fmt: skip
+    if decodes and use_triton(cache.key) and cache.key.shape[2] == num_heads:
+        return full_heads_decode(
+            qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens,
+            scale, rounds=rounds and cache.key.shape[3] == TILE,
+        )  # fmt: skip
     query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
     if not on_gpu(query):
         out = _attention_on_cpu(query, cache, metadata, scale)
@@ -128,6 +126,8 @@ def attention_of_newest(
     """
     # before the rotation, which may be in place and which decoding does itself
     picked = qkv.of_rows(newest.rows) if isinstance(qkv, ScaledProduct) else qkv.index_select(0, newest.rows)
+    if rounds:  # so few rows come finished when decoding, for which the kernel is compiled
+        picked = _finished(picked, cache)
     store_keys_and_values(qkv, cache, metadata, num_heads)
     return attention(picked, cache, newest.metadata, num_heads, scale, rounds)
 

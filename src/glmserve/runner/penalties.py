@@ -68,7 +68,8 @@ class PenaltyState:
         self._owner[request.row] = life
         counts[request.row] = 0
         in_prompt[request.row] = False
-        in_prompt[request.row, sent(request.prompt_token_ids, self.device, torch.int32)] = True
+        # not by indexing, for which torch sends the True itself, and waits
+        in_prompt[request.row].index_fill_(0, sent(request.prompt_token_ids, self.device, torch.int32).long(), True)
         if request.output_token_ids:
             seen, times = torch.tensor(request.output_token_ids).unique(return_counts=True)
             counts[request.row, seen.to(self.device, non_blocking=True)] = times.short().to(self.device, non_blocking=True)
