@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from glmserve.config import EngineConfig
 from glmserve.engine.core import EngineCore
+from glmserve.engine.loading import device_of
 from glmserve.models.demo import resolve_model
 from glmserve.protocol.errors import InvalidRequestError
 from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput, TokenLogprobs
@@ -67,6 +68,9 @@ class RequestResult:
     finished: bool = False
 
 
+_MOST_PROMPT_TOKENS = 16384  # a step on a GPU; twice the server's, since here no stream waits for its next token meanwhile
+
+
 class LLM:
     """A model on one device, for scripts and benchmarks.
 
@@ -78,6 +82,8 @@ class LLM:
     def __init__(self, model: str = "demo", *, allow_special_tokens: bool = False, **settings: Any) -> None:
         folder = resolve_model(model)
         self.config = EngineConfig(model=str(folder), **settings)
+        if self.config.max_num_batched_tokens is None and device_of(self.config.device).type == "cuda":
+            self.config = self.config.model_copy(update={"max_num_batched_tokens": _MOST_PROMPT_TOKENS})
         self.engine = EngineCore(self.config)
         self.spec = self.engine.spec
         self.tokenizer: Tokenizer | None = (

@@ -61,7 +61,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     choose_kernels(plain=config.kernels == "plain")
     folder = Path(config.model)
     spec = _limit_length(read_spec(folder), config.max_model_len, folder)
-    device = _device(config.device)
+    device = device_of(config.device)
     _set_threads(config, spec, device)
     dtype = _dtype(config.dtype, spec, device)
     kv_dtype = kv_cache_dtype(config, dtype, device)
@@ -119,7 +119,8 @@ def _limit_length(spec: ModelSpec, max_model_len: int | None, folder: Path) -> M
     return replace(spec, max_model_len=max_model_len)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Where `--device` puts the model.  Raises ModelLoadError."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(
             "--device cuda, but torch sees no GPU. Check that `nvidia-smi` lists one and that torch is a CUDA build "

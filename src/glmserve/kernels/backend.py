@@ -27,7 +27,7 @@ else:
     tl = SimpleNamespace(constexpr=None)
     gdc_launch_dependents = gdc_wait = None
 
-_MOST_ROWS_FOR_EARLY_START = 64
+_MOST_ROWS_FOR_EARLY_START = 256
 _plain = False  # one engine a process; see choose_kernels
 
 __all__ = [

@@ -102,7 +102,7 @@ class ModelRunner:
         if self.graphs is not None and self.prompt_graphs is not None:
             for size in sizes:
                 self.graphs.prepare(self.graphs.size_for(size))
-            self.inputs.fill([], 1)
+            self.inputs.fill([], min(2, self.inputs.max_num_seqs))
             self.prompt_graphs.capture_lone_prompts(whole=self.spec.num_soft_tokens == 0)
         self.sampler.warm_up(self.inputs.max_num_seqs, dtype)
         self.inputs.keep(torch.zeros(1, dtype=torch.int64, device=self.device))

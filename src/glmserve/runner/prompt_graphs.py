@@ -66,10 +66,13 @@ class PromptGraphs(StepGraphs[PromptShape]):
         return PromptShape(tokens, sequences, arrays.whole)
 
     def capture_lone_prompts(self, whole: bool) -> None:
-        """The likeliest shapes of one new prompt, before there is any, and one that compiles what the others do not."""
+        """The likeliest shapes of one new prompt, before there is any, and two that compile what the others do not."""
         of_one_token = PrefillArrays(np.zeros((1, self._tokens.shape[1]), dtype=np.int32), [[0]], [1], [1], [0])
         likeliest = [PromptShape(tokens, 1, whole) for tokens in _TOKENS if tokens <= _MOST_AT_THE_START]
-        for shape in (*likeliest, PromptShape(_TOKENS[0], 1, not whole)):
+        others = [PromptShape(_TOKENS[0], 1, not whole)]
+        if self._max_num_seqs > 1:  # a few newest tokens of a step of many
+            others.append(PromptShape(_TOKENS[1], 2, whole))
+        for shape in (*likeliest, *others):
             self.fill(shape, of_one_token)
             self.prepare(shape)
 
