@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeAlias, TypeVar
 
 import torch
@@ -65,9 +67,21 @@ class StepGraphs(Generic[Shape]):
         self._run(shape)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):  # type: ignore[arg-type]
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._memory):  # type: ignore[arg-type]
             logits = self._run(shape)
         self._graphs[shape] = (graph, logits)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What is freed while a graph is recorded, as an engine of before with its own graphs, may break the recording."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class DecodeGraphs(StepGraphs[int]):
