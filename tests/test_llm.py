@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
 import glmserve
 from glmserve import LLM, SamplingParams
+from glmserve.config import EngineConfig
 from glmserve.llm import Logprob
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError, ModelLoadError
 from tests.models.chatglm_reference import ChatGLMReference
@@ -374,3 +376,19 @@ def test_the_name_demo_en_stands_for_a_model_that_talks_english(demo_en: Path) -
     llm = LLM(model="demo-en", device="cpu", max_model_len=256, max_num_seqs=4)
     (answer,) = llm.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(temperature=0.0, max_tokens=20))
     assert answer.outputs[0].text == "The capital of France is Paris." and answer.outputs[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("device,given,expected", [("cuda", None, 16384), ("cuda", 100, 100), ("cpu", None, None)])
+def test_a_step_on_a_gpu_takes_more_prompt_tokens_than_a_servers(
+    monkeypatch: pytest.MonkeyPatch, device: str, given: int | None, expected: int | None
+) -> None:
+    class Seen(Exception): ...
+
+    def see(config: EngineConfig) -> None:
+        assert config.max_num_batched_tokens == expected
+        raise Seen
+
+    monkeypatch.setattr(glmserve.llm, "device_of", lambda _: torch.device(device))
+    monkeypatch.setattr(glmserve.llm, "EngineCore", see)
+    with pytest.raises(Seen):
+        LLM(model=str(FOLDER), max_num_batched_tokens=given)
