@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
@@ -378,9 +377,9 @@ def test_the_name_demo_en_stands_for_a_model_that_talks_english(demo_en: Path) -
     assert answer.outputs[0].text == "The capital of France is Paris." and answer.outputs[0].finish_reason == "stop"
 
 
-@pytest.mark.parametrize("device,given,expected", [("cuda", None, 16384), ("cuda", 100, 100), ("cpu", None, None)])
-def test_a_step_on_a_gpu_takes_more_prompt_tokens_than_a_servers(
-    monkeypatch: pytest.MonkeyPatch, device: str, given: int | None, expected: int | None
+@pytest.mark.parametrize("gibibytes,given,expected", [(79, None, 16384), (79, 100, 100), (24, None, None)])
+def test_a_step_on_a_large_gpu_takes_more_prompt_tokens_than_a_servers(
+    monkeypatch: pytest.MonkeyPatch, gibibytes: int, given: int | None, expected: int | None
 ) -> None:
     class Seen(Exception): ...
 
@@ -388,7 +387,7 @@ def test_a_step_on_a_gpu_takes_more_prompt_tokens_than_a_servers(
         assert config.max_num_batched_tokens == expected
         raise Seen
 
-    monkeypatch.setattr(glmserve.llm, "device_of", lambda _: torch.device(device))
+    monkeypatch.setattr(glmserve.llm, "_memory_of", lambda _: gibibytes * 2**30)
     monkeypatch.setattr(glmserve.llm, "EngineCore", see)
     with pytest.raises(Seen):
         LLM(model=str(FOLDER), max_num_batched_tokens=given)

@@ -59,7 +59,7 @@ class BatchSettings(Settings):
     batching_window: float = Field(0.05, ge=0, le=60, description="How many seconds --batching window gathers requests.")
     max_num_seqs: int = Field(256, ge=1, le=4096, description="Most sequences in one step.")
     max_num_batched_tokens: int | None = Field(
-        None, ge=16, description="Most prompt tokens in one step. Default: 8192 on a GPU (offline 16384), 2048 on a CPU."
+        None, ge=16, description="Most prompt tokens in one step. Default: 8192 on a GPU (offline 16384 from 70 GiB on), 2048 on a CPU."
     )
     gpu_memory_utilization: float = Field(0.90, gt=0.0, le=1.0, description="Share of the GPU's memory to use.")
     kv_cache_memory_bytes: int | None = Field(

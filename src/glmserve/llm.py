@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import msgspec
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from glmserve.config import EngineConfig
@@ -68,7 +69,8 @@ class RequestResult:
     finished: bool = False
 
 
-_MOST_PROMPT_TOKENS = 16384  # a step on a GPU; twice the server's, since here no stream waits for its next token meanwhile
+# Prompt tokens a step on a GPU of at least so many bytes: twice the server's, since here no stream waits for its next token meanwhile.
+_MOST_PROMPT_TOKENS, _LARGE_GPU = 16384, 70 * 2**30
 
 
 class LLM:
@@ -82,7 +84,7 @@ class LLM:
     def __init__(self, model: str = "demo", *, allow_special_tokens: bool = False, **settings: Any) -> None:
         folder = resolve_model(model)
         self.config = EngineConfig(model=str(folder), **settings)
-        if self.config.max_num_batched_tokens is None and device_of(self.config.device).type == "cuda":
+        if self.config.max_num_batched_tokens is None and _memory_of(device_of(self.config.device)) >= _LARGE_GPU:
             self.config = self.config.model_copy(update={"max_num_batched_tokens": _MOST_PROMPT_TOKENS})
         self.engine = EngineCore(self.config)
         self.spec = self.engine.spec
@@ -236,6 +238,10 @@ class _Choice:
             decoded = None if self.tokenizer is None else self.tokenizer.token_text(token_id)
             entries.setdefault(token_id, Logprob(logprob, rank, decoded))
         return entries
+
+
+def _memory_of(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
