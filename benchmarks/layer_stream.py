@@ -8,21 +8,16 @@ ChatGLM-6B's shape, random weights, 256 tokens of context; the step is the engin
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
-from step_profile import Greedy, fill
+from step_profile import Greedy, fill, load
 
-from glmserve.config import load_serve_settings
-from glmserve.engine.loading import LoadedEngine, load_engine
+from glmserve.engine.loading import LoadedEngine
 from glmserve.models.chatglm import model
 from glmserve.runner.chip import seconds_of
 from glmserve.runner.cuda_graph import DecodeGraphs
 
-HERE = Path(__file__).resolve().parent
 CONTEXT, STEPS = 256, 30
 
 
@@ -32,10 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="2,8,16,32,64")
     own, rest = parser.parse_known_args()
-    flags: dict[str, Any] = {"model": str(HERE / "chatglm-6b"), "load_format": "dummy", "dtype": "bfloat16", "max_num_seqs": "64"}
-    flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
-    config, _ = load_serve_settings(flags, environ={})
-    loaded = load_engine(config, lambda text: print(text, file=sys.stderr))
+    loaded, _, flags = load(rest, max_num_seqs="64")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {flags}; milliseconds a step\n")
     print("| rows | six kernels a layer | one | |\n|---|---|---|---|")
     for rows in map(int, own.rows.split(",")):

@@ -8,19 +8,14 @@ ChatGLM-6B's shape, random weights, 256 tokens of context; the step is the engin
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from step_profile import fill
+from step_profile import fill, load
 
-from glmserve.config import load_serve_settings
-from glmserve.engine.loading import load_engine
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.runner.chip import seconds_of
 
-HERE = Path(__file__).resolve().parent
 CONTEXT, STEPS = 256, 10
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -45,10 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", default="1,8,32,64,256")
     own, rest = parser.parse_known_args()
-    flags: dict[str, Any] = {"model": str(HERE / "chatglm-6b"), "load_format": "dummy", "dtype": "bfloat16", "max_num_seqs": "256"}
-    flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
-    config, _ = load_serve_settings(flags, environ={})
-    loaded = load_engine(config, lambda text: print(text, file=sys.stderr))
+    loaded, _, flags = load(rest)
     runner, graphs = loaded.runner, loaded.runner.graphs
     assert graphs is not None, "needs CUDA graphs, so a GPU"
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {flags}; milliseconds a step\n")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from glmserve.config import load_serve_settings
+from glmserve.config import EngineConfig, load_serve_settings
 from glmserve.engine.loading import LoadedEngine, load_engine
 from glmserve.kernels.decode_rows import NUM_FIELDS, POSITION, SECOND_POSITION, SEQ_LEN, SLOT, TOKEN_ID
 from glmserve.models.floor import Chip, head_values, layer_values
@@ -42,15 +42,20 @@ def main() -> None:
     parser.add_argument("--rows", default="1,32,256")
     parser.add_argument("--context", type=int, default=256)
     own, rest = parser.parse_known_args()
-    flags: dict[str, Any] = {"model": str(HERE / "chatglm-6b"), "load_format": "dummy", "dtype": "bfloat16", "max_num_seqs": "256"}
-    flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
-    config, _ = load_serve_settings(flags, environ={})
-    loaded = load_engine(config, lambda text: print(text, file=sys.stderr))
+    loaded, config, flags = load(rest)
     device = loaded.runner.device
     chip = measure_chip(device, product_dtype(config.quantization, torch.bfloat16, device))
     print(f"{chip.name}: copy {chip.bytes_per_second / 1e12:.2f} TB/s, matrix product {chip.flops_per_second / 1e12:.0f} TFLOP/s; {flags}")
     for rows in map(int, own.rows.split(",")):
         print(table(loaded, rows, own.context, chip), flush=True)
+
+
+def load(flags_given: list[str], max_num_seqs: str = "256") -> tuple[LoadedEngine, EngineConfig, dict[str, Any]]:
+    """An engine of ChatGLM-6B's shape with random weights, changed by the flags given, and all its flags."""
+    flags: dict[str, Any] = {"model": str(HERE / "chatglm-6b"), "load_format": "dummy", "dtype": "bfloat16", "max_num_seqs": max_num_seqs}
+    flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(flags_given[::2], flags_given[1::2], strict=True)}
+    config, _ = load_serve_settings(flags, environ={})
+    return load_engine(config, lambda text: print(text, file=sys.stderr)), config, flags
 
 
 @torch.inference_mode()

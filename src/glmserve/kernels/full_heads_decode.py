@@ -42,11 +42,11 @@ def full_heads_decode(
     newest token included, 0 for an unused row.
     """
     num_heads, head_dim = key_cache.shape[2:]
-    finishes = isinstance(qkv, ScaledProduct)
-    to_finish = qkv[1:] if isinstance(qkv, ScaledProduct) else (cos, cos, cos)
-    dtype = qkv.bias.dtype if isinstance(qkv, ScaledProduct) else qkv.dtype
     if isinstance(qkv, ScaledProduct):
+        finishes, to_finish, dtype = True, qkv[1:], qkv.bias.dtype
         qkv = qkv.levels.view(-1, 3 * num_heads, head_dim)
+    else:
+        finishes, to_finish, dtype = False, (cos, cos, cos), qkv.dtype
     num_seqs = qkv.shape[0]
     splits = num_splits or num_key_splits(num_seqs, num_heads)
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both

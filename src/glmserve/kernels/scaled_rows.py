@@ -58,8 +58,8 @@ class ScaledProduct(NamedTuple):
 def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
     """bfloat16 [rows, out_features]: the product of the levels, to be multiplied by both scales.
 
-    x: scaled by row; weight: fp8 [out_features, width].  It accumulates fast, as own kernels for few rows do: the sums' error is a tenth of
-    that of rounding to fp8 (benchmarks/RESULTS.md).
+    x: scaled by row; weight: fp8 [out_features, width].  It accumulates fast: the sums' error is at most a
+    tenth of that of rounding to fp8 (benchmarks/RESULTS.md).
     """
     one = _one(weight.device)
     return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
