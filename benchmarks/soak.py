@@ -39,6 +39,8 @@ def main() -> int:
     flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
     config, _ = load_serve_settings(flags, environ={})
     core = EngineCore(config)
+    while core.prepare_ahead():  # as a server does until its first request
+        pass
     print("| requests | seconds | device MiB | host MiB |\n|---|---|---|---|")
     device_memory = run(core, own.requests, own.in_flight)
     held = core.scheduler.kv_cache.pool.usage

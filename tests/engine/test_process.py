@@ -15,7 +15,7 @@ import pytest
 
 from glmserve.config import EngineConfig
 from glmserve.engine.fake import FakeCore, FakeOptions
-from glmserve.engine.process import Core, EngineArguments, EngineProcess
+from glmserve.engine.process import HEARTBEAT_SECONDS, Core, EngineArguments, EngineProcess
 from glmserve.protocol.channel import EngineChannel, FrontEndChannel
 from glmserve.protocol.messages import (
     AbortRequest,
@@ -131,6 +131,39 @@ async def test_an_idle_engine_beats_and_tells_its_idle_time(start: Start) -> Non
     idle = [heartbeat.stats.gpu_time_seconds.idle_no_work for heartbeat in engine.heartbeats if heartbeat.stats is not None]
     assert idle == sorted(idle)
     assert len(set(idle)) == 3
+
+
+class PreparingCore(FakeCore):
+    """Has `pieces` of work to do ahead of requests."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__(EngineConfig(model="fake"), FakeOptions())
+        self.pieces = pieces
+
+    def prepare_ahead(self) -> bool:
+        assert not self.has_unfinished_requests()
+        self.pieces = max(0, self.pieces - 1)
+        return self.pieces > 0
+
+
+async def test_an_idle_engine_prepares_without_a_pause_and_goes_on_beating(start: Start) -> None:
+    core = PreparingCore(50)
+    engine = start(core)
+    await engine.ready()
+    began = time.monotonic()
+    await engine.until(lambda: core.pieces == 0)
+    assert time.monotonic() - began < 50 * HEARTBEAT_SECONDS / 2
+    await engine.until(lambda: len(engine.heartbeats) >= 50)
+
+
+async def test_a_request_does_not_wait_for_all_that_can_be_prepared(start: Start) -> None:
+    core = PreparingCore(10**9)
+    engine = start(core)
+    await engine.ready()
+    engine.send(request("a"), request("b", 5))
+    await engine.until(lambda: len(engine.ends()) == 2)
+    engine.send(DrainRequest())
+    assert await engine.exit_code() == 0 and core.pieces > 0
 
 
 async def test_a_refused_request_ends_with_the_reason(start: Start) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,12 @@ from glmserve.runner.input_batch import NUM_BUFFERS, PrefillArrays, prefill_inpu
 from glmserve.runner.prompt_graphs import PromptGraphs, PromptShape
 
 CPU = torch.device("cpu")
+NO_MEMORY: Any = None  # nothing is recorded here
 ROTARY = RotaryTable(torch.tensor([1.0, 0.1]), 100, CPU)
 
 
 def graphs_of(max_num_seqs: int) -> PromptGraphs:
-    return PromptGraphs(lambda shape: torch.empty(0), max_num_seqs, max_blocks=64, axes=2, device=CPU, memory=(0, 0))
+    return PromptGraphs(lambda shape: torch.empty(0), max_num_seqs, max_blocks=64, axes=2, device=CPU, memory=NO_MEMORY)
 
 
 def step(query_lens: list[int], before: int = 0) -> PrefillArrays:

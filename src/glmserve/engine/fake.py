@@ -85,6 +85,10 @@ class FakeCore:
         self._running = [sequence for sequence in self._running if sequence.request_id not in gone]
         self._note_end_of_work()
 
+    def prepare_ahead(self) -> bool:
+        """Nothing to prepare."""
+        return False
+
     def drain(self) -> None:
         """Idle time is put down to the end from now on."""
         self._account.device.note(Idle.DRAINING, time.monotonic())

@@ -52,6 +52,7 @@ class Core(Protocol):
     `add_request` raises InvalidRequestError for a request it cannot serve.  After `abort_requests` the core forgets those
     requests; the process itself acknowledges them, and drops whatever a step already under way still returns for them.
     `take_without_work` gives each stretch of time without a request once; after `drain` idle time is put down to the end.
+    `prepare_ahead`, called while there is no request, does a little that later steps would wait for, and says whether it did.
     """
 
     def add_request(self, request: EngineRequest) -> None: ...
@@ -67,6 +68,8 @@ class Core(Protocol):
     def take_without_work(self) -> list[tuple[float, float]]: ...
 
     def drain(self) -> None: ...
+
+    def prepare_ahead(self) -> bool: ...
 
     def describe(self) -> EngineReady: ...
 
@@ -118,10 +121,10 @@ class EngineProcess:
             self._idle()
 
     def _idle(self) -> None:
-        """Tells that the loop turns and waits for work."""
+        """Tells that the loop turns, and waits for work unless there is some to do ahead of it."""
         stats = self._core.stats()
         self._channel.send(EngineHeartbeat(time.monotonic(), stats=stats, without_work=self._core.take_without_work()))
-        self._receive(HEARTBEAT_SECONDS)
+        self._receive(0.0 if self._core.prepare_ahead() else HEARTBEAT_SECONDS)
 
     def _receive(self, timeout: float = 0.0) -> bool:
         """Takes one message.  False where there was none."""

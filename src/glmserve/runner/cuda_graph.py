@@ -6,7 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
@@ -14,7 +14,18 @@ import torch
 _STEPS = ((8, 1), (32, 4), (64, 8), (256, 16), (1 << 30, 64))
 
 
-GraphMemory: TypeAlias = tuple[int, int]  # what torch.cuda.graph_pool_handle() gives
+class GraphMemory(NamedTuple):
+    """Where graphs are recorded, and the memory they share.  pool: of torch.cuda.graph_pool_handle()."""
+
+    pool: tuple[int, int]
+    stream: torch.cuda.Stream
+
+    @classmethod
+    def new(cls) -> GraphMemory:
+        """On the current GPU."""
+        return cls(torch.cuda.graph_pool_handle(), torch.cuda.Stream())
+
+
 Shape = TypeVar("Shape", bound=Hashable)
 
 logger = logging.getLogger(__name__)
@@ -44,14 +55,19 @@ class StepGraphs(Generic[Shape]):
 
         Where the memory does not suffice, it and those after it are launched kernel by kernel: slower, but served.
         """
-        if shape in self._graphs or not self._has_room:
+        if not self.lacks(shape):
             return
-        try:
-            self.capture(shape)
-        except torch.OutOfMemoryError:
-            self._has_room = False
-            torch.cuda.empty_cache()
-            logger.warning("no memory for another CUDA graph: steps of new shapes are slower from now on. Lower --gpu-memory-utilization.")
+        for cache_is_empty in (False, True):
+            try:
+                return self.capture(shape)
+            except torch.OutOfMemoryError:
+                self._has_room = not cache_is_empty
+                torch.cuda.empty_cache()
+        logger.warning("no memory for another CUDA graph: steps of new shapes are slower from now on. Lower --gpu-memory-utilization.")
+
+    def lacks(self, shape: Shape) -> bool:
+        """Whether this shape has no graph and may get one."""
+        return shape not in self._graphs and self._has_room
 
     def replay(self, shape: Shape) -> torch.Tensor:
         """Run the step; the logits are good until the next replay of any graph of this memory."""
@@ -63,12 +79,19 @@ class StepGraphs(Generic[Shape]):
         return logits
 
     def capture(self, shape: Shape) -> None:
-        """Record the step of one shape, after a run outside that compiles its kernels."""
+        """Record the step of one shape, after a run outside that compiles its kernels.
+
+        torch.cuda.graph would empty torch's caches first, and the next large step would wait for the driver to map its memory again.
+        """
         self._run(shape)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._memory):  # type: ignore[arg-type]
-            logits = self._run(shape)
+        with _no_garbage_collection(), torch.cuda.stream(self._memory.stream):
+            graph.capture_begin(self._memory.pool)  # type: ignore[arg-type]
+            try:
+                logits = self._run(shape)
+            finally:
+                graph.capture_end()
         self._graphs[shape] = (graph, logits)
 
 
@@ -90,6 +113,11 @@ class DecodeGraphs(StepGraphs[int]):
     def __init__(self, run: Callable[[int], torch.Tensor], max_num_seqs: int, memory: GraphMemory) -> None:
         super().__init__(run, memory)
         self._sizes = graph_sizes(max_num_seqs)
+
+    @property
+    def sizes(self) -> list[int]:
+        """All that have a graph or may get one, smallest first."""
+        return self._sizes
 
     def size_for(self, num_rows: int) -> int:
         """The smallest captured size that holds `num_rows`."""

@@ -10,7 +10,7 @@ from glmserve.layers.attention import NewestTokens
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.messages import TokenLogprobs
-from glmserve.runner.cuda_graph import DecodeGraphs
+from glmserve.runner.cuda_graph import DecodeGraphs, GraphMemory
 from glmserve.runner.input_batch import DecodeInputs, PrefillArrays, prefill_arrays, prefill_inputs
 from glmserve.runner.kv_pool import KVPool
 from glmserve.runner.prompt_graphs import MOST_TOKENS, PromptGraphs, PromptShape
@@ -72,7 +72,7 @@ class ModelRunner:
         self.graphs: DecodeGraphs | None = None
         self.prompt_graphs: PromptGraphs | None = None
         if use_graphs and self.on_gpu:
-            memory = torch.cuda.graph_pool_handle()
+            memory = GraphMemory.new()
             self.graphs = DecodeGraphs(self._decode, max_num_seqs, memory)
             blocks = max(max_blocks, -(-MOST_TOKENS // pool.block_size))
             self.prompt_graphs = PromptGraphs(self._prompt, max_num_seqs, blocks, self.axes, device, memory)
@@ -103,9 +103,29 @@ class ModelRunner:
             for size in sizes:
                 self.graphs.prepare(self.graphs.size_for(size))
             self.inputs.fill([], min(2, self.inputs.max_num_seqs))
-            self.prompt_graphs.capture_lone_prompts(whole=self.spec.num_soft_tokens == 0)
+            self.prompt_graphs.capture_lone_prompts(self._begins_whole)
         self.sampler.warm_up(self.inputs.max_num_seqs, dtype)
         self.inputs.keep(torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    @torch.inference_mode()
+    def prepare_ahead(self) -> bool:
+        """Capture one more graph that a step may need, while no step is under way; False where none is left."""
+        if self.graphs is None or self.prompt_graphs is None:
+            return False
+        if size := next(filter(self.graphs.lacks, self.graphs.sizes), None):
+            self.inputs.fill([], size)
+            self.graphs.prepare(size)
+            return True
+        if shape := next(filter(self.prompt_graphs.lacks, self.prompt_graphs.shapes(self._begins_whole)), None):
+            self.inputs.fill([], shape.sequences)
+            self.prompt_graphs.prepare_ahead(shape)
+            return True
+        return False
+
+    @property
+    def _begins_whole(self) -> bool:
+        """Whether a new prompt's first token has nothing in front of it: no soft tokens."""
+        return self.spec.num_soft_tokens == 0
 
     def _prefill(self, batch: ScheduledBatch) -> tuple[torch.Tensor | None, StepMarks]:
         arrays = prefill_arrays(batch.chunks, self.pool.block_size, self.axes, self.spec.num_soft_tokens)

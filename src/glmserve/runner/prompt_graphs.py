@@ -6,7 +6,7 @@ the null block and which nobody samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -67,14 +67,24 @@ class PromptGraphs(StepGraphs[PromptShape]):
 
     def capture_lone_prompts(self, whole: bool) -> None:
         """The likeliest shapes of one new prompt, before there is any, and two that compile what the others do not."""
-        of_one_token = PrefillArrays(np.zeros((1, self._tokens.shape[1]), dtype=np.int32), [[0]], [1], [1], [0])
         likeliest = [PromptShape(tokens, 1, whole) for tokens in _TOKENS if tokens <= _MOST_AT_THE_START]
         others = [PromptShape(_TOKENS[0], 1, not whole)]
         if self._max_num_seqs > 1:  # a few newest tokens of a step of many
             others.append(PromptShape(_TOKENS[1], 2, whole))
         for shape in (*likeliest, *others):
-            self.fill(shape, of_one_token)
-            self.prepare(shape)
+            self.prepare_ahead(shape)
+
+    def shapes(self, whole: bool) -> Iterator[PromptShape]:
+        """All that have a graph or may get one, in the order of sequences."""
+        for sequences in _SEQUENCES:
+            if sequences <= self._max_num_seqs:
+                yield from (PromptShape(tokens, sequences, whole) for tokens in _TOKENS)
+
+    def prepare_ahead(self, shape: PromptShape) -> None:
+        """`prepare` with a token in the null block as input, while no step is under way."""
+        of_one_token = PrefillArrays(np.zeros((1, self._tokens.shape[1]), dtype=np.int32), [[0]], [1], [1], [0])
+        self.fill(shape, of_one_token)
+        self.prepare(shape)
 
     def fill(self, shape: PromptShape, arrays: PrefillArrays) -> None:
         """Send a step to the device, padded to its shape."""
