@@ -297,6 +297,40 @@ def test_abort_frees_everything_at_once(lag: int, after: int) -> None:
     assert simulation.reasons_of("gone") == []
 
 
+@pytest.mark.parametrize("attention", ["prefix", "causal"])
+def test_a_place_is_taken_while_its_last_token_is_on_its_way(attention: str) -> None:
+    simulation = Simulation(Settings(attention=attention, lag=1, max_num_seqs=1, caching=False))
+    for name, max_tokens in (("a", 3), ("b", 1), ("c", 2)):
+        simulation.add(name, prefix_prompt(1, 2), SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+    kinds = [batch.is_prefill for _ in range(6) if (batch := simulation.step()) is not None]
+    assert kinds == [True, False, False, True, True, False], "no step without work"
+    assert simulation.scheduler.num_waiting == 0 and len(simulation.scheduler.running) == 1
+    simulation.run()
+    assert [len(simulation.tokens_of(name)) for name in "abc"] == [3, 1, 2]
+
+
+def test_an_ending_requests_blocks_are_taken_before_anyone_is_pushed_back() -> None:
+    simulation = Simulation(Settings(lag=1, num_blocks=3, caching=False))
+    simulation.add("ends", prefix_prompt(1, 2), SamplingParams(max_tokens=2, ignore_eos=True))
+    simulation.add("grows", prefix_prompt(1), SamplingParams(max_tokens=6, ignore_eos=True))
+    simulation.run()
+    assert simulation.scheduler.num_preemptions == 0
+    assert [len(simulation.tokens_of(name)) for name in ("ends", "grows")] == [2, 6]
+
+
+def test_a_request_that_gave_its_place_away_can_still_be_given_up() -> None:
+    simulation = Simulation(Settings(lag=1, max_num_seqs=1))
+    simulation.add("a", prefix_prompt(1), SamplingParams(max_tokens=1, ignore_eos=True))
+    simulation.add("b", prefix_prompt(2), SamplingParams(max_tokens=2, ignore_eos=True))
+    for _ in range(2):
+        simulation.step()
+    simulation.scheduler.abort("b")
+    simulation.add("c", prefix_prompt(3), SamplingParams(max_tokens=1, ignore_eos=True))
+    simulation.run()
+    assert simulation.reasons_of("a") == [FinishReason.LENGTH] and simulation.reasons_of("b") == []
+    assert len(simulation.tokens_of("c")) == 1 and simulation.scheduler.num_waiting == 0
+
+
 # --- where a context ends ---------------------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,9 @@ class KVCacheManager:
         """What identical contexts have in common; None where contexts are not reused whole."""
         if not (self.enable_caching and self.prefix_attention and request.context_len):
             return None
-        return _digest(b"context", request.token_ids[: request.context_len])
+        if request.context_key is None:
+            request.context_key = _digest(b"context", request.token_ids[: request.context_len])
+        return request.context_key
 
     def admit(self, request: Request, num_reserved: int = 0) -> bool:
         """Give a waiting request the blocks for all its tokens, cached ones first.
@@ -90,10 +92,10 @@ class KVCacheManager:
         if not self.enable_caching:
             return
         if self.prefix_attention:
-            if request.context_len and request.num_computed_tokens >= request.context_len:
-                key = _digest(b"context", request.token_ids[: request.context_len])
+            key = self.context_key(request)
+            if key is not None and request.num_computed_tokens >= request.context_len:
                 for index in range(self._num_shared_by_all(), self._num_blocks(request.context_len)):
-                    self.pool.remember(request.block_ids[index], _digest(key, [index]))
+                    self.pool.remember(request.block_ids[index], _block_of_context(key, index))
             return
         num_known = min(request.num_computed_tokens, len(request.token_ids))
         for block, block_hash in zip(request.block_ids, self._chain(request.token_ids, num_known), strict=False):
@@ -128,9 +130,13 @@ class KVCacheManager:
         if key is None:
             return self.soft_blocks, 0
         first, last = self._num_shared_by_all(), self._num_blocks(request.context_len)
-        found = [self.pool.find(_digest(key, [index])) for index in range(first, last)]
-        blocks = [block for block in found if block is not None]
-        return (self.soft_blocks[:first] + blocks, request.context_len) if len(blocks) == len(found) else (self.soft_blocks, 0)
+        blocks: list[int] = []
+        for index in range(first, last):
+            block = self.pool.find(_block_of_context(key, index))
+            if block is None:  # most contexts are new, and their first block tells
+                return self.soft_blocks, 0
+            blocks.append(block)
+        return self.soft_blocks[:first] + blocks, request.context_len
 
     def _chain(self, token_ids: list[int], num_tokens: int) -> list[bytes]:
         """A hash for each full block of the first `num_tokens` tokens; each covers all tokens before it too."""
@@ -151,6 +157,10 @@ class KVCacheManager:
     def _num_shared_by_all(self) -> int:
         """Blocks that hold nothing but soft tokens."""
         return self.num_soft_tokens // self.block_size
+
+
+def _block_of_context(key: bytes, index: int) -> bytes:
+    return key + index.to_bytes(4, "little")
 
 
 def _digest(parent: bytes, token_ids: list[int]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from glmserve.models.spec import ModelSpec
@@ -33,6 +34,7 @@ class Request:
         self.priority = message.priority
         self.seed = seed
         self.context_len, self.mask_position = context_border(message.prompt_token_ids, spec)
+        self.context_key: bytes | None = None  # what the K/V cache finds the context by, once that is known
         self.num_prompt_tokens = len(message.prompt_token_ids)
         room = max_model_len - self.num_prompt_tokens
         self.max_output_tokens = room if self.params.max_tokens is None else min(room, self.params.max_tokens)
@@ -101,8 +103,8 @@ def context_border(token_ids: list[int], spec: ModelSpec) -> tuple[int, int]:
             f"the prompt's token ids lack <sop> ({spec.bos_token_id}): a ChatGLM-6B prompt ends with [gMASK] <sop>.", "prompt"
         ) from None
     for mask_token_id in (spec.gmask_token_id, spec.mask_token_id):
-        if mask_token_id in token_ids:
-            return context_len, token_ids.index(mask_token_id)
+        with suppress(ValueError):
+            return context_len, token_ids.index(mask_token_id)  # type: ignore[arg-type]
     raise InvalidRequestError(
         f"the prompt's token ids lack [gMASK] ({spec.gmask_token_id}) and [MASK] ({spec.mask_token_id}): "
         "a ChatGLM-6B prompt ends with [gMASK] <sop>.",

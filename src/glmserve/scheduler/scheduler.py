@@ -48,6 +48,7 @@ class Scheduler:
         self.running: dict[str, Request] = {}
         self.waiting: list[tuple[float, int, Request]] = []  # a heap by virtual arrival
         self.requests: dict[str, Request] = {}
+        self._ending: set[str] = set()  # requests whose last token is on its way and who gave their place away
         self.num_preemptions = 0
         self._last_wait = (0.0, Wait())  # when the first in the queue last had to wait, and why
         self._last_waiter: Request | None = None
@@ -70,8 +71,8 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Requests not in the running batch."""
-        return len(self.requests) - len(self.running)
+        """Requests that have not begun, or were pushed back."""
+        return len(self.requests) - len(self.running) - len(self._ending)
 
     def schedule(self) -> ScheduledBatch | None:
         """Plan one step, or None when nothing can be computed now."""
@@ -156,6 +157,8 @@ class Scheduler:
             reserve = self.kv_cache.pool.num_blocks // RESERVE_SHARE if self.running else 0
             if self._free_rows and self.kv_cache.admit(request, reserve):
                 return True
+            if self._take_places_of_ending():
+                continue
             worse = [
                 other for other in self.running.values() if other.priority > request.priority and self._key(other) > self._key(request)
             ]
@@ -164,6 +167,18 @@ class Scheduler:
             victim = max(worse, key=self._key)
             self._preempt(victim)
             chunks[:] = [chunk for chunk in chunks if chunk.request is not victim]
+
+    def _take_places_of_ending(self) -> bool:
+        """Take row and blocks of those whose last token is on its way: the device has done with both before it begins the next step.
+
+        So their successors need not wait for the host to read that token.  False where there are none.
+        """
+        ending = [request for request in self.running.values() if request.output_complete]
+        for request in ending:
+            self.kv_cache.remember_computed(request)
+            self._stop_running(request)
+            self._ending.add(request.request_id)
+        return bool(ending)
 
     def _start(self, request: Request) -> None:
         request.row = self._free_rows.pop()
@@ -204,7 +219,8 @@ class Scheduler:
             return None
         for request in sorted(requests, key=self._key):
             while request.request_id in self.running and not self.kv_cache.grow(request):
-                self._preempt(max(self.running.values(), key=self._key))
+                if not self._take_places_of_ending():
+                    self._preempt(max(self.running.values(), key=self._key))
         scheduled = [request for request in requests if request.request_id in self.running]
         for request in scheduled:
             request.num_computed_tokens += 1
@@ -223,6 +239,7 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.finish_reason = reason
         del self.requests[request.request_id]
+        self._ending.discard(request.request_id)
         if request.request_id in self.running:
             self.kv_cache.remember_computed(request)
             self._stop_running(request)
