@@ -257,6 +257,26 @@ def test_prompts_that_cannot_be_served_stop_all_before_any_runs(llm: LLM, prompt
     assert result.outputs[0].token_ids == CASES[0].greedy_tokens
 
 
+def test_the_first_step_begins_before_the_last_prompt_is_handed_in(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, handed_in = llm.engine.step, list[int]()
+
+    def counted() -> Any:
+        handed_in.append(llm.engine.scheduler.num_waiting)
+        return step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine, "step", counted)
+        patch.setattr(llm.engine.scheduler, "max_num_batched_tokens", sum(len(case.prompt) for case in CASES[:2]))
+        results = llm.generate(PROMPTS, greedy(), use_tqdm=False)
+        assert handed_in[0] == 2 and max(handed_in) > 2
+        assert [result.outputs[0].token_ids for result in results] == [case.greedy_tokens for case in CASES]
+        with pytest.raises(InvalidRequestError, match="empty"):
+            llm.generate([*PROMPTS, []], greedy(), use_tqdm=False)
+    assert not llm.engine.scheduler.requests, "nobody would read their answers"
+    [result] = llm.generate(PROMPTS[0], greedy(), use_tqdm=False)
+    assert result.outputs[0].token_ids == CASES[0].greedy_tokens
+
+
 def test_an_over_long_prompt_is_told_as_such(llm: LLM) -> None:
     with pytest.raises(ContextLengthError, match="256 tokens"):
         llm.generate({"prompt_token_ids": [5] * 254 + [91, 94]}, use_tqdm=False)

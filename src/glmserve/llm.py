@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -114,10 +114,11 @@ class LLM:
         """Answers to prompts, in their order.
 
         A prompt is a text or {"prompt_token_ids": [...]}; `sampling_params` is one for all or one each (default: the model's own).
-        Raises InvalidRequestError, before anything runs, for a prompt or parameters that cannot be served.
+        Raises InvalidRequestError, and gives no answers at all, for a prompt or parameters that cannot be served.
         """
-        encoded = [(prompt if isinstance(prompt, str) else None, self._encode(prompt)) for prompt in _as_list(prompts)]
-        return self._run(encoded, sampling_params, use_tqdm, chat=False)
+        listed = _as_list(prompts)
+        encoded = ((prompt if isinstance(prompt, str) else None, self._encode(prompt)) for prompt in listed)
+        return self._run(encoded, len(listed), sampling_params, use_tqdm, chat=False)
 
     def chat(
         self,
@@ -130,9 +131,9 @@ class LLM:
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations = [cast(Messages, messages)] if single else list(cast(Sequence[Messages], messages))
         tokenizer = self.get_tokenizer()
-        parsed = [parse_messages(list(conversation)) for conversation in conversations]
-        prompts = [(tokenizer.render_chat(turns), tokenizer.encode_chat(turns)) for turns in parsed]
-        return self._run(prompts, sampling_params, use_tqdm, chat=True)
+        parsed = (parse_messages(list(conversation)) for conversation in conversations)
+        prompts = ((tokenizer.render_chat(turns), tokenizer.encode_chat(turns)) for turns in parsed)
+        return self._run(prompts, len(conversations), sampling_params, use_tqdm, chat=True)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
@@ -147,30 +148,57 @@ class LLM:
 
     def _run(
         self,
-        prompts: Sequence[tuple[str | None, list[int]]],
+        prompts: Iterable[tuple[str | None, list[int]]],
+        count: int,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         show_progress: bool,
         chat: bool,
     ) -> list[RequestResult]:
         if sampling_params is None or isinstance(sampling_params, SamplingParams):
-            sampling_params = [sampling_params or self.get_default_sampling_params()] * len(prompts)
-        if len(sampling_params) != len(prompts):
-            raise InvalidRequestError(
-                f"{len(prompts)} prompts came with {len(sampling_params)} sampling_params: give one for all or one each"
-            )
-        results, choices = [], {}
+            sampling_params = [sampling_params or self.get_default_sampling_params()] * count
+        if len(sampling_params) != count:
+            raise InvalidRequestError(f"{count} prompts came with {len(sampling_params)} sampling_params: give one for all or one each")
+        results: list[RequestResult] = []
+        choices: dict[str, _Choice] = {}
+        columns = (TextColumn("Processed prompts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
-            for (text, token_ids), params in zip(prompts, sampling_params, strict=True):
-                result = RequestResult(str(next(self._numbers)), text, token_ids, [])
-                results.append(result)
-                for index in range(params.n):
-                    choice = self._submit(result, index, params, chat)
-                    choices[choice.request_id] = choice
-            self._step_until_done(choices, show_progress)
+            with Progress(*columns, transient=True) if show_progress else nullcontext() as progress:
+                task = progress.add_task("", total=sum(params.n for params in sampling_params)) if progress else None
+                for ended in self._answer(prompts, sampling_params, chat, results, choices):
+                    if progress and task is not None:
+                        progress.advance(task, ended)
         except BaseException:  # also Ctrl-C: the engine must not go on with what nobody will read
             self.engine.abort_requests(list(choices))
             raise
         return results
+
+    def _answer(
+        self,
+        prompts: Iterable[tuple[str | None, list[int]]],
+        sampling_params: Sequence[SamplingParams],
+        chat: bool,
+        results: list[RequestResult],
+        choices: dict[str, _Choice],
+    ) -> Iterator[int]:
+        """Hand everything in and step until it is done; gives how many choices each step ended.
+
+        The first step begins as soon as it is full, and the GPU works while the rest is handed in.
+        """
+        num_open, num_tokens, begun = 0, 0, False
+        for (text, token_ids), params in zip(prompts, sampling_params, strict=True):
+            results.append(result := RequestResult(str(next(self._numbers)), text, token_ids, []))
+            for index in range(params.n):
+                choice = self._submit(result, index, params, chat)
+                choices[choice.request_id] = choice
+            num_open, num_tokens = num_open + params.n, num_tokens + params.n * len(token_ids)
+            if not begun and num_tokens >= self.engine.scheduler.max_num_batched_tokens:
+                begun, ended = True, self._step(choices)
+                num_open -= ended
+                yield ended
+        while num_open:
+            ended = self._step(choices)
+            num_open -= ended
+            yield ended
 
     def _submit(self, result: RequestResult, index: int, params: SamplingParams, chat: bool) -> _Choice:
         request_id = f"{result.request_id}-{index}"
@@ -183,21 +211,17 @@ class LLM:
         text = None if self.tokenizer is None else OutputText(self.tokenizer, params, chat)
         return _Choice(request_id, result, output, text, self.tokenizer)
 
-    def _step_until_done(self, choices: dict[str, _Choice], show_progress: bool) -> None:
-        columns = (TextColumn("Processed prompts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, transient=True) if show_progress else nullcontext() as progress:
-            task = progress.add_task("", total=len(choices)) if progress else None
-            num_open = len(choices)
-            while num_open:
-                for output in self.engine.step():
-                    choice = choices.get(output.request_id)
-                    if choice is None or not choice.take(output):
-                        continue
-                    num_open -= 1
-                    if output.finish_reason is None:  # a stop string ended it, which the engine cannot see
-                        self.engine.abort_requests([output.request_id])
-                    if progress and task is not None:
-                        progress.advance(task)
+    def _step(self, choices: dict[str, _Choice]) -> int:
+        """One step of the engine; how many choices it ended."""
+        ended = 0
+        for output in self.engine.step():
+            choice = choices.get(output.request_id)
+            if choice is None or not choice.take(output):
+                continue
+            ended += 1
+            if output.finish_reason is None:  # a stop string ended it, which the engine cannot see
+                self.engine.abort_requests([output.request_id])
+        return ended
 
 
 @dataclass
