@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -300,6 +301,25 @@ def test_an_interrupt_leaves_nothing_running(llm: LLM, monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             llm.generate(PROMPTS, greedy(), use_tqdm=False)
     assert llm.generate(PROMPTS[0], greedy(), use_tqdm=False)[0].outputs[0].token_ids == CASES[0].greedy_tokens
+
+
+def test_the_collector_leaves_alone_what_was_there_and_gets_it_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, frozen = llm.engine.step, list[int]()
+
+    def watched() -> Any:
+        frozen.append(gc.get_freeze_count())
+        return step()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine, "step", watched)
+        llm.generate(PROMPTS[0], greedy(), use_tqdm=False)
+        assert frozen and all(frozen) and gc.get_freeze_count() == 0
+        gc.freeze()
+        try:
+            llm.generate(PROMPTS[0], greedy(), use_tqdm=False)
+            assert gc.get_freeze_count(), "what the caller froze stays so"
+        finally:
+            gc.unfreeze()
 
 
 def test_damaged_weights_are_told_and_do_not_hang(tmp_path: Path) -> None:

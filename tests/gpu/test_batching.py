@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from glmserve.engine.core import EngineCore
 from glmserve.protocol.messages import EngineRequest
@@ -44,3 +45,21 @@ def test_random_arrivals_equal_alone(shared: Path, pool_blocks: int) -> None:
     assert together == alone
     assert (engine.stats().num_preemptions > 0) == (pool_blocks == 160)
     assert engine.scheduler.kv_cache.pool.num_free == pool_blocks - 1
+
+
+def test_what_is_prepared_while_idle_changes_no_token_and_memory_stays(shared: Path) -> None:
+    engine = make_engine(shared / "golden/v1/small", device="cuda", dtype="float32", num_kv_blocks=4000, max_num_seqs=40)
+    rng = random.Random(3)
+    prompts = {str(i): [*(rng.randrange(20, 300) for _ in range(rng.randrange(1, 150))), 311, 314] for i in range(64)}
+    params = dict.fromkeys(prompts, SamplingParams(temperature=0.0, max_tokens=30, ignore_eos=True))
+    alone = run(engine, prompts, params, None)  # leaves rows and contexts behind
+    while engine.prepare_ahead():
+        pass
+    graphs, prompt_graphs = engine.runner.graphs, engine.runner.prompt_graphs
+    assert graphs is not None and prompt_graphs is not None
+    recorded, reserved = (len(graphs._graphs), len(prompt_graphs._graphs)), list[int]()
+    for _ in range(3):
+        assert run(engine, prompts, params, rng) == alone
+        reserved.append(torch.cuda.memory_reserved())
+    assert (len(graphs._graphs), len(prompt_graphs._graphs)) == recorded, "all were there"
+    assert reserved[1:] == reserved[:1] * 2
