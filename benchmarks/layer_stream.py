@@ -16,7 +16,7 @@ from step_profile import Greedy, fill, load
 from glmserve.engine.loading import LoadedEngine
 from glmserve.models.chatglm import model
 from glmserve.runner.chip import seconds_of
-from glmserve.runner.cuda_graph import DecodeGraphs
+from glmserve.runner.cuda_graph import DecodeGraphs, GraphMemory
 
 CONTEXT, STEPS = 256, 30
 
@@ -41,7 +41,7 @@ def milliseconds(loaded: LoadedEngine, rows: int) -> float:
     """A step of so many rows, captured anew."""
     runner = loaded.runner
     assert runner.graphs is not None, "needs CUDA graphs, so a GPU"
-    graphs = DecodeGraphs(runner._decode, runner.inputs.max_num_seqs, torch.cuda.graph_pool_handle())
+    graphs = DecodeGraphs(runner._decode, runner.inputs.max_num_seqs, GraphMemory.new())
     fill(loaded, rows, CONTEXT)
 
     def step() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 
@@ -287,10 +288,13 @@ def _scaled_product(on: Device, num_tokens: int, width: int) -> scaled_rows.Scal
 
 
 def check_full_heads_decode(
-    on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool, splits: int | None,
+    on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool, splits: tuple[int, int] | None,
     cache_dtype: torch.dtype | None = None, rounds: bool = False, finishes: bool = False,
 ) -> None:  # fmt: skip
-    """Sequence length 0 is an unused row: its output is not looked at.  `finishes`: q|k|v comes as a product of fp8 levels."""
+    """Sequence length 0 is an unused row: its output is not looked at.  `finishes`: q|k|v comes as a product of fp8 levels.
+
+    splits: the most of a sequence, and how many the sequences of a head have together; None: as the kernel chooses.
+    """
     tables, num_blocks = _tables(on, seq_lens, block_size)
     cache = paged_cache(on, num_blocks, block_size, heads, dim, by_head, cache_dtype)
     cache[0][0], cache[1][0] = float("nan"), float("nan")
@@ -311,7 +315,11 @@ def check_full_heads_decode(
         rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [0] * len(used), dim**-0.5
     )
     reference = reference.flatten(1)
-    out = full_heads_decode.full_heads_decode(given, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, splits, rounds)
+    most, wanted = full_heads_decode._MOST_SPLITS, full_heads_decode._PROGRAMS_WANTED
+    if splits is not None:
+        most, wanted = splits[0], splits[1] * heads
+    with mock.patch.multiple(full_heads_decode, _MOST_SPLITS=most, _PROGRAMS_WANTED=wanted):
+        out = full_heads_decode.full_heads_decode(given, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, rounds=rounds)
     if isinstance(out, scaled_rows.ScaledRows):
         rounded = scaled_rows.scale_tiles_torch(reference)
         assert_close(out.scale[used], rounded.scale, torch.bfloat16)

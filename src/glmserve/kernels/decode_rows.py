@@ -16,13 +16,14 @@ _BLOCK = 128
 
 
 class DecodeRows(NamedTuple):
-    """token_ids: int64 [rows]; cos, sin: float32 [rows, axes, pairs]; slots: int64 [rows]; seq_lens: int32 [rows]."""
+    """token_ids, slots: int64 [rows]; cos, sin: float32 [rows, axes, pairs]; seq_lens: int32 [rows]; sum_of_lens: int32 [1]."""
 
     token_ids: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
     slots: torch.Tensor
     seq_lens: torch.Tensor
+    sum_of_lens: torch.Tensor
 
 
 def unpack_rows(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int) -> DecodeRows:
@@ -40,11 +41,12 @@ def unpack_rows_torch(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: t
     """The plain twin of `unpack_rows`."""
     token_ids = torch.where(packed[:, TOKEN_ID] >= 0, packed[:, TOKEN_ID], last_token_ids[packed[:, ROW]])
     positions = packed[:, POSITION : POSITION + axes].contiguous()  # the result takes the order of its index, and kernels read it densely
-    return DecodeRows(token_ids, cos[positions], sin[positions], packed[:, SLOT].long(), packed[:, SEQ_LEN].contiguous())
+    seq_lens = packed[:, SEQ_LEN].contiguous()
+    return DecodeRows(token_ids, cos[positions], sin[positions], packed[:, SLOT].long(), seq_lens, seq_lens.sum(0, keepdim=True).int())
 
 
 def unpack_rows_triton(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int) -> DecodeRows:
-    """The Triton path of `unpack_rows`: a program a row."""
+    """The Triton path of `unpack_rows`: a program a row, and one that adds up."""
     rows, pairs = packed.shape[0], cos.shape[1]
     out = DecodeRows(
         last_token_ids.new_empty(rows),
@@ -52,10 +54,12 @@ def unpack_rows_triton(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: 
         sin.new_empty((rows, axes, pairs)),
         last_token_ids.new_empty(rows),
         packed.new_empty(rows),
+        packed.new_empty(1),
     )
-    _unpack_rows_kernel[(rows,)](
-        packed, last_token_ids, cos, sin, *out, packed.stride(0), AXES=axes, PAIRS=pairs, BLOCK=next_power_of_2(axes * pairs), num_warps=1
-    )
+    _unpack_rows_kernel[(rows + 1,)](
+        packed, last_token_ids, cos, sin, *out, packed.stride(0), rows,
+        AXES=axes, PAIRS=pairs, BLOCK=next_power_of_2(axes * pairs), num_warps=1,
+    )  # fmt: skip
     return out
 
 
@@ -77,12 +81,19 @@ def remember_ids_triton(packed: torch.Tensor, token_ids: torch.Tensor, last_toke
     _remember_ids_kernel[(triton.cdiv(rows, _BLOCK),)](packed, token_ids, last_token_ids, packed.stride(0), rows, BLOCK=_BLOCK, num_warps=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _unpack_rows_kernel(
-    packed_ptr, last_ptr, cos_table_ptr, sin_table_ptr, token_ptr, cos_ptr, sin_ptr, slot_ptr, seq_len_ptr, stride,
+    packed_ptr, last_ptr, cos_table_ptr, sin_table_ptr, token_ptr, cos_ptr, sin_ptr, slot_ptr, seq_len_ptr, sum_ptr, stride, rows,
     AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
+    lane = tl.arange(0, BLOCK)
+    if row == rows:
+        lens = tl.zeros([BLOCK], tl.int32)
+        for first in range(0, rows, BLOCK):
+            lens += tl.load(packed_ptr + (first + lane).to(tl.int64) * stride + 5, mask=first + lane < rows, other=0)
+        tl.store(sum_ptr, tl.sum(lens, axis=0))
+        return
     at = packed_ptr + row.to(tl.int64) * stride
     token_id = tl.load(at).to(tl.int64)
     if token_id < 0:
@@ -90,7 +101,6 @@ def _unpack_rows_kernel(
     tl.store(token_ptr + row, token_id)
     tl.store(slot_ptr + row, tl.load(at + 4).to(tl.int64))
     tl.store(seq_len_ptr + row, tl.load(at + 5))
-    lane = tl.arange(0, BLOCK)
     inside = lane < AXES * PAIRS
     position = tl.load(at + 2 + lane // PAIRS, mask=inside, other=0)
     angle = position * PAIRS + lane % PAIRS

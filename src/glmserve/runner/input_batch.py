@@ -177,6 +177,7 @@ class DecodeInputs:
             slot_mapping=rows.slots,
             block_tables=packed[:, NUM_FIELDS:],
             seq_lens=rows.seq_lens,
+            sum_of_lens=rows.sum_of_lens,
             host=host or HostSequences([], [], [], []),
         )
         return rows.token_ids, metadata
