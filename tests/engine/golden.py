@@ -20,6 +20,7 @@ from glmserve.scheduler.request import Request
 SMALL_MODELS = ("small", "wide", "small_untied", "realvocab")
 PTUNING_MODELS = ("small_ptuning_plain", "small_ptuning_proj")
 QUANTIZED_MODELS = ("quant_int8", "quant_int4", "quant_int4_qe")
+HALF_PRECISION_BAR = {"float16": 2e-3, "bfloat16": 1e-2}  # relative error of the logits
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,17 @@ def recorded_logits(case: GoldenCase) -> tuple[np.ndarray, np.ndarray]:
         logits = case.data["greedy_logits"]
         return np.broadcast_to(np.arange(logits.shape[1]), logits.shape), logits
     return case.data["greedy_top64_ids"], case.data["greedy_top64_logits"]
+
+
+def first_step_errors(engine: EngineCore, cases: list[GoldenCase]) -> list[float]:
+    """||logits - original|| / ||original|| of each case's first sampled step; the original computed in float32."""
+    recorder, errors = LogitRecorder(engine), []
+    for case in cases:
+        generate(engine, [case])
+        ids, expected = recorded_logits(case)
+        first = np.take_along_axis(recorder.logits[case.name][0][None], ids[:1], 1)
+        errors.append(float(np.linalg.norm(first - expected[:1]) / np.linalg.norm(expected[:1])))
+    return errors
 
 
 def make_engine(folder: Path, **settings: object) -> EngineCore:
