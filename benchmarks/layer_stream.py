@@ -42,7 +42,7 @@ def milliseconds(loaded: LoadedEngine, rows: int) -> float:
     runner = loaded.runner
     assert runner.graphs is not None, "needs CUDA graphs, so a GPU"
     graphs = DecodeGraphs(runner._decode, runner.inputs.max_num_seqs, GraphMemory.new())
-    fill(loaded, rows, CONTEXT)
+    fill(loaded, [CONTEXT] * rows)
 
     def step() -> None:
         runner.sampler.sample(graphs.replay(graphs.size_for(rows))[:rows], [Greedy()] * rows)  # type: ignore[list-item]

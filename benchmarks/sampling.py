@@ -46,7 +46,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {flags}; milliseconds a step\n")
     print("| rows | " + " | ".join(WAYS) + " |\n|---|" + "---|" * len(WAYS))
     for rows in map(int, own.rows.split(",")):
-        fill(loaded, rows, CONTEXT)
+        fill(loaded, [CONTEXT] * rows)
         times = []
         for params in WAYS.values():
             requests: list[Any] = [_Request(params) for _ in range(rows)]

@@ -1,10 +1,11 @@
 """Where the time of one decode step goes on this GPU, kernel by kernel, beside what each kind of kernel cannot avoid.
 
-    python benchmarks/step_profile.py [--rows 1,32,256] [--context 256] [any flag of the engine, such as --quantization fp8]
+    python benchmarks/step_profile.py [--rows 1,32,256] [--context 256] [--long 8x1900] [any flag of the engine, such as --quantization fp8]
 
 ChatGLM-6B's shape, random weights.  The step is the engine's own CUDA graph and its sampling, replayed over requests of one context
-length; times are the profiler's, per step.  A kind's floor is the bytes it must move (weights, keys and values, or rows of numbers in
-and out) over the copy rate measured here, or its arithmetic over the measured rate of a matrix product where that takes longer.
+length, but for --long so many of another; times are the profiler's, per step.  A kind's floor is the bytes it must move (weights, keys
+and values, or rows of numbers in and out) over the copy rate measured here, or its arithmetic over the measured rate of a matrix product
+where that takes longer.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", default="1,32,256")
     parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--long", default="0x0", help="how many of the requests have how many tokens instead, such as 8x1900")
     own, rest = parser.parse_known_args()
+    num_long, long_context = map(int, own.long.split("x"))
     loaded, config, flags = load(rest)
     device = loaded.runner.device
     chip = measure_chip(device, product_dtype(config.quantization, torch.bfloat16, device))
     print(f"{chip.name}: copy {chip.bytes_per_second / 1e12:.2f} TB/s, matrix product {chip.flops_per_second / 1e12:.0f} TFLOP/s; {flags}")
     for rows in map(int, own.rows.split(",")):
-        print(table(loaded, rows, own.context, chip), flush=True)
+        print(table(loaded, [long_context] * num_long + [own.context] * (rows - num_long), chip), flush=True)
 
 
 def load(flags_given: list[str], max_num_seqs: str = "256") -> tuple[LoadedEngine, EngineConfig, dict[str, Any]]:
@@ -59,9 +62,10 @@ def load(flags_given: list[str], max_num_seqs: str = "256") -> tuple[LoadedEngin
 
 
 @torch.inference_mode()
-def table(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> str:
-    """The Markdown table of one batch size."""
-    fill(loaded, rows, context)
+def table(loaded: LoadedEngine, contexts: list[int], chip: Chip) -> str:
+    """The Markdown table of one batch, a context length a request."""
+    rows = len(contexts)
+    fill(loaded, contexts)
     graphs = loaded.runner.graphs
     assert graphs is not None, "needs CUDA graphs, so a GPU"
 
@@ -79,8 +83,9 @@ def table(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> str:
             kind = next((kind for part, kind in KINDS.items() if part in event.key), "everything else")
             kinds[kind][0] += event.count / STEPS
             kinds[kind][1] += event.self_device_time_total / 1000 / STEPS
-    floors = floor_by_kind(loaded, rows, context, chip)
-    lines = [f"\n**{rows} rows of {context} tokens: {milliseconds:.3f} ms a step**\n"]
+    floors = floor_by_kind(loaded, contexts, chip)
+    lengths = " and ".join(f"{contexts.count(length)} rows of {length} tokens" for length in sorted(set(contexts)))
+    lines = [f"\n**{lengths}: {milliseconds:.3f} ms a step**\n"]
     lines += ["| kernels | launches | ms | floor ms | share |", "|---|---|---|---|---|"]
     for kind, (count, spent) in sorted(kinds.items(), key=lambda item: -item[1][1]):
         floor = floors.get(kind)
@@ -98,23 +103,27 @@ class Greedy:
         self.num_output_tokens = 9
 
 
-def fill(loaded: LoadedEngine, rows: int, context: int) -> None:
-    """Requests of `context` tokens with blocks of their own in the persistent batch."""
-    inputs, block_size = loaded.runner.inputs, loaded.runner.pool.block_size
-    blocks = -(-context // block_size)
+def fill(loaded: LoadedEngine, contexts: list[int]) -> None:
+    """A request for each context length, with blocks of their own, in the persistent batch."""
+    inputs, block_size, rows = loaded.runner.inputs, loaded.runner.pool.block_size, len(contexts)
     packed = inputs.packed
     packed.zero_()
-    packed[:rows, TOKEN_ID], packed[:rows, POSITION], packed[:rows, SECOND_POSITION], packed[:rows, SEQ_LEN] = 5, 100, 50, context
-    packed[:rows, NUM_FIELDS : NUM_FIELDS + blocks] = torch.arange(1, rows * blocks + 1, device=packed.device).view(rows, blocks).int()
-    packed[:rows, SLOT] = packed[:rows, NUM_FIELDS + blocks - 1] * block_size + (context - 1) % block_size
+    packed[:rows, TOKEN_ID], packed[:rows, POSITION], packed[:rows, SECOND_POSITION] = 5, 100, 50
+    next_block = 1
+    for row, context in enumerate(contexts):
+        blocks = -(-context // block_size)
+        packed[row, NUM_FIELDS : NUM_FIELDS + blocks] = torch.arange(next_block, next_block + blocks, device=packed.device).int()
+        next_block += blocks
+        packed[row, SEQ_LEN], packed[row, SLOT] = context, (next_block - 1) * block_size + (context - 1) % block_size
 
 
-def floor_by_kind(loaded: LoadedEngine, rows: int, context: int, chip: Chip) -> dict[str, float]:
+def floor_by_kind(loaded: LoadedEngine, contexts: list[int], chip: Chip) -> dict[str, float]:
     """Milliseconds that each kind of kernel cannot avoid."""
     spec, model = loaded.spec, loaded.runner.model
     weights = sum(module.weight.nbytes for name, module in model.named_modules() if hasattr(module, "out_features"))  # type: ignore[union-attr,operator]
+    rows = len(contexts)
     flops = 2 * rows * (layer_values(spec) + head_values(spec))
-    cached = rows * context * spec.kv_values_per_token * loaded.runner.pool.blocks.itemsize
+    cached = sum(contexts) * spec.kv_values_per_token * loaded.runner.pool.blocks.itemsize
     normed = rows * spec.hidden_size * 2 * 3 * (2 * spec.num_layers + 1)  # two rows in, one out
     seconds = {
         "matrix products": max(weights / chip.bytes_per_second, flops / chip.flops_per_second),
