@@ -22,7 +22,7 @@ triton = pytest.importorskip("triton")
 CONFIG = Path(__file__).parents[2] / "benchmarks/chatglm-6b/config.json"
 
 
-ENGINES = ["chatglm-tiny 128", "chatglm-tiny 48", "chatglm-tiny 20", "llama-tiny 128", "wide bf16 128", "wide fp8 128"]
+ENGINES = ["chatglm-tiny 128", "chatglm-tiny 48", "chatglm-tiny 20", "llama-tiny 128", "wide bf16 128", "wide fp8 128", "wide fp8 160"]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -49,7 +49,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield names
 
 
-@pytest.mark.parametrize("together", [1, 2, 3, 5, 6, 9, 16, 17, 33, 48, 65, 100, 128])
+@pytest.mark.parametrize("together", [1, 2, 3, 5, 6, 9, 16, 17, 33, 48, 65, 100, 128, 150])
 def test_no_kernel_is_compiled_for_a_batch(engine: EngineCore, compiled: list[str], together: int) -> None:
     rng = random.Random(together)
     prompts = [rng.choices(range(5, 85), k=rng.randint(3, 40)) for _ in range(together)]

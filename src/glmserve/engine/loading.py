@@ -29,7 +29,7 @@ from glmserve.scheduler.kv_cache_manager import KVCacheManager
 from glmserve.scheduler.scheduler import Scheduler
 
 _SMALL_MODEL = 100e6  # numbers in its matrices
-_WARM_UP_SIZES = (1, 2, 4, 8, 16, 32, 64, 80, 128)  # the likeliest, and one of each kind of kernels: compiling takes a second
+_WARM_UP_SIZES = (1, 2, 4, 8, 16, 32, 64, 80, 128, 144)  # the likeliest, and one of each kind of kernels: compiling takes a second
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
