@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shutil
@@ -17,7 +16,6 @@ from safetensors.numpy import load_file, save_file
 
 import glmserve
 from glmserve import LLM, SamplingParams
-from glmserve.config import EngineConfig
 from glmserve.llm import Logprob
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError, ModelLoadError
 from tests.models.chatglm_reference import ChatGLMReference
@@ -258,26 +256,6 @@ def test_prompts_that_cannot_be_served_stop_all_before_any_runs(llm: LLM, prompt
     assert result.outputs[0].token_ids == CASES[0].greedy_tokens
 
 
-def test_the_first_step_begins_before_the_last_prompt_is_handed_in(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, handed_in = llm.engine.step, list[int]()
-
-    def counted() -> Any:
-        handed_in.append(llm.engine.scheduler.num_waiting)
-        return step()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "step", counted)
-        patch.setattr(llm.engine.scheduler, "max_num_batched_tokens", sum(len(case.prompt) for case in CASES[:2]))
-        results = llm.generate(PROMPTS, greedy(), use_tqdm=False)
-        assert handed_in[0] == 2 and max(handed_in) > 2
-        assert [result.outputs[0].token_ids for result in results] == [case.greedy_tokens for case in CASES]
-        with pytest.raises(InvalidRequestError, match="empty"):
-            llm.generate([*PROMPTS, []], greedy(), use_tqdm=False)
-    assert not llm.engine.scheduler.requests, "nobody would read their answers"
-    [result] = llm.generate(PROMPTS[0], greedy(), use_tqdm=False)
-    assert result.outputs[0].token_ids == CASES[0].greedy_tokens
-
-
 def test_an_over_long_prompt_is_told_as_such(llm: LLM) -> None:
     with pytest.raises(ContextLengthError, match="256 tokens"):
         llm.generate({"prompt_token_ids": [5] * 254 + [91, 94]}, use_tqdm=False)
@@ -286,40 +264,6 @@ def test_an_over_long_prompt_is_told_as_such(llm: LLM) -> None:
 def test_as_many_params_as_prompts(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="8 prompts came with 2"):
         llm.generate(PROMPTS, [greedy(), greedy()], use_tqdm=False)
-
-
-def test_an_interrupt_leaves_nothing_running(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, count = llm.engine.step, iter(range(3))
-
-    def interrupted() -> Any:
-        if next(count, None) is None:
-            raise KeyboardInterrupt
-        return step()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            llm.generate(PROMPTS, greedy(), use_tqdm=False)
-    assert llm.generate(PROMPTS[0], greedy(), use_tqdm=False)[0].outputs[0].token_ids == CASES[0].greedy_tokens
-
-
-def test_the_collector_leaves_alone_what_was_there_and_gets_it_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    step, frozen = llm.engine.step, list[int]()
-
-    def watched() -> Any:
-        frozen.append(gc.get_freeze_count())
-        return step()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(llm.engine, "step", watched)
-        llm.generate(PROMPTS[0], greedy(), use_tqdm=False)
-        assert frozen and all(frozen) and gc.get_freeze_count() == 0
-        gc.freeze()
-        try:
-            llm.generate(PROMPTS[0], greedy(), use_tqdm=False)
-            assert gc.get_freeze_count(), "what the caller froze stays so"
-        finally:
-            gc.unfreeze()
 
 
 def test_damaged_weights_are_told_and_do_not_hang(tmp_path: Path) -> None:
@@ -415,19 +359,3 @@ def test_the_name_demo_en_stands_for_a_model_that_talks_english(demo_en: Path) -
     llm = LLM(model="demo-en", device="cpu", max_model_len=256, max_num_seqs=4)
     (answer,) = llm.chat([{"role": "user", "content": "What is the capital of France?"}], SamplingParams(temperature=0.0, max_tokens=20))
     assert answer.outputs[0].text == "The capital of France is Paris." and answer.outputs[0].finish_reason == "stop"
-
-
-@pytest.mark.parametrize("gibibytes,given,expected", [(79, None, 16384), (79, 100, 100), (24, None, None)])
-def test_a_step_on_a_large_gpu_takes_more_prompt_tokens_than_a_servers(
-    monkeypatch: pytest.MonkeyPatch, gibibytes: int, given: int | None, expected: int | None
-) -> None:
-    class Seen(Exception): ...
-
-    def see(config: EngineConfig) -> None:
-        assert config.max_num_batched_tokens == expected
-        raise Seen
-
-    monkeypatch.setattr(glmserve.llm, "_memory_of", lambda _: gibibytes * 2**30)
-    monkeypatch.setattr(glmserve.llm, "EngineCore", see)
-    with pytest.raises(Seen):
-        LLM(model=str(FOLDER), max_num_batched_tokens=given)

@@ -319,7 +319,9 @@ def check_full_heads_decode(
     if splits is not None:
         most, wanted = splits[0], splits[1] * heads
     with mock.patch.multiple(full_heads_decode, _MOST_SPLITS=most, _PROGRAMS_WANTED=wanted):
-        out = full_heads_decode.full_heads_decode(given, angles.cos(), angles.sin(), *cache, slots, tables, lens, dim**-0.5, rounds=rounds)
+        out = full_heads_decode.full_heads_decode(
+            given, angles.cos(), angles.sin(), *cache, slots, tables, lens, lens.sum(0, keepdim=True).int(), dim**-0.5, rounds
+        )
     if isinstance(out, scaled_rows.ScaledRows):
         rounded = scaled_rows.scale_tiles_torch(reference)
         assert_close(out.scale[used], rounded.scale, torch.bfloat16)

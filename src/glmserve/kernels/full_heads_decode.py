@@ -32,8 +32,8 @@ def full_heads_decode(
     slot_mapping: torch.Tensor,
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
+    sum_of_lens: torch.Tensor,
     scale: float,
-    sum_of_lens: torch.Tensor | None = None,
     rounds: bool = False,
 ) -> torch.Tensor | ScaledRows:
     """softmax(q k^T * scale) v of each sequence's newest token, whose K and V go to their slot: [num_seqs, num_heads * head_dim].
@@ -43,7 +43,7 @@ def full_heads_decode(
     qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v, or such rows as a product that is still to be finished; cos, sin:
     float32 [num_seqs, axes, pairs], contiguous, as in `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal
     strides, a dense last axis; slot_mapping: int64 [num_seqs]; block_tables: int32 [num_seqs, max_blocks]; seq_lens: int32 [num_seqs], the
-    newest token included, 0 for an unused row; sum_of_lens: int32 [1], or else it is computed here.
+    newest token included, 0 for an unused row; sum_of_lens: int32 [1].
     """
     num_heads, head_dim = key_cache.shape[2:]
     if isinstance(qkv, ScaledProduct):
@@ -53,8 +53,6 @@ def full_heads_decode(
         finishes, to_finish, dtype = False, (cos, cos, cos), qkv.dtype
     num_seqs = qkv.shape[0]
     most_splits = max(1, min(_MOST_SPLITS, _MOST_PROGRAMS // (num_seqs * num_heads)))
-    if sum_of_lens is None:
-        sum_of_lens = seq_lens.sum(0, keepdim=True).int()
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
     assert not rounds or head_dim == TILE

@@ -89,9 +89,10 @@ def attention(
     """
     decodes = metadata.query_starts is None
     if decodes and use_triton(cache.key) and cache.key.shape[2] == num_heads:
+        assert metadata.sum_of_lens is not None
         return full_heads_decode(
             qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens,
-            scale, metadata.sum_of_lens, rounds and cache.key.shape[3] == TILE,
+            metadata.sum_of_lens, scale, rounds and cache.key.shape[3] == TILE,
         )  # fmt: skip
     query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
     if not on_gpu(query):

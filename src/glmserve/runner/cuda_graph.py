@@ -112,13 +112,8 @@ class DecodeGraphs(StepGraphs[int]):
 
     def __init__(self, run: Callable[[int], torch.Tensor], max_num_seqs: int, memory: GraphMemory) -> None:
         super().__init__(run, memory)
-        self._sizes = graph_sizes(max_num_seqs)
-
-    @property
-    def sizes(self) -> list[int]:
-        """All that have a graph or may get one, smallest first."""
-        return self._sizes
+        self.sizes = graph_sizes(max_num_seqs)
 
     def size_for(self, num_rows: int) -> int:
         """The smallest captured size that holds `num_rows`."""
-        return next(size for size in self._sizes if size >= num_rows)
+        return next(size for size in self.sizes if size >= num_rows)
