@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from glmserve.engine.core import EngineCore
-from glmserve.kernels import activation, full_heads_decode, norm, paged_decode, rotary_store
+from glmserve.kernels import activation, decode_rows, norm, paged_decode, rotary_store
 from glmserve.layers import attention
 from glmserve.layers.attention import LayerCache
 from glmserve.runner import model_runner, prompt_graphs
@@ -52,11 +52,10 @@ def main(folder: Path, kernels: str) -> None:
 
 
 def pretend_gpu(engine: EngineCore, plain: bool) -> None:
-    for module in (activation, norm, rotary_store, attention):
+    for module in (activation, decode_rows, norm, rotary_store, attention):
         module.use_triton = lambda tensor: not plain
     attention.on_gpu = lambda tensor: True
     paged_decode.num_key_splits = lambda num_seqs, num_kv_heads: 2  # as many as fill a chip would take minutes here
-    full_heads_decode._MOST_SPLITS = 2
     pool, spec = engine.runner.pool, engine.spec
     blocks = torch.zeros(spec.num_layers, 2, pool.num_blocks, spec.num_kv_heads, pool.block_size, spec.head_dim)
     views = blocks.transpose(3, 4)

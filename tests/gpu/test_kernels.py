@@ -35,7 +35,7 @@ def test_rotary_store(dtype: torch.dtype, num_tokens: int, heads: int, kv_heads:
 
 
 @pytest.mark.parametrize("by_head", [False, True])
-@pytest.mark.parametrize("splits", [(1, 1), (3, 100), (16, 20), None])
+@pytest.mark.parametrize("splits", [None, (3, 20), (16, 12), (1, 0)])
 @pytest.mark.parametrize("heads,dim,axes", [(32, 128, 2), (4, 16, 2), (2, 8, 2), (6, 64, 1)])
 @pytest.mark.parametrize("seq_lens", [[1], [1900], [1, 15, 0, 16, 17, 64, 65, 257, 1000]], ids=["one", "long", "mixed"])
 def test_full_heads_decode(
@@ -91,7 +91,7 @@ def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
     on, fp8 = Device("cuda", dtype, seed=3), torch.float8_e4m3fn
     cases.check_rotary_store(on, 130, 4, 4, 16, 2, by_head, fp8)
     cases.check_rotary_store(on, 40, 9, 3, 64, 1, by_head, fp8)
-    for splits in ((1, 1), (16, 20), None):
+    for splits in ((1, 0), (16, 12), None):
         for heads, dim in ((32, 128), (4, 16)):
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257], heads, dim, 2, 16, by_head, splits, fp8, finishes=True)
@@ -130,7 +130,7 @@ def test_top_k(dtype: torch.dtype, vocab_size: int, spread: float) -> None:
     top_k_cases.check_top_k_of_ties(Device("cuda", dtype, seed=vocab_size), max(vocab_size, 100))
 
 
-@pytest.mark.parametrize("rows,axes,pairs", [(1, 2, 32), (256, 2, 32), (300, 1, 24)])
+@pytest.mark.parametrize("rows,axes,pairs", [(1, 2, 32), (64, 2, 32), (128, 1, 24), (256, 2, 32), (300, 1, 24)])
 def test_decode_rows(dtype: torch.dtype, rows: int, axes: int, pairs: int) -> None:
     cases.check_decode_rows(Device("cuda", dtype, seed=rows), rows, axes, pairs)
 

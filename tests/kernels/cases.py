@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 
@@ -142,10 +141,17 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     packed[::2, decode_rows.TOKEN_ID] = -1
     last = on.randint(1000, places)
     tables = on.randn(positions, pairs, dtype=torch.float32), on.randn(positions, pairs, dtype=torch.float32)
-    out = decode_rows.unpack_rows_triton(packed[:rows], last, *tables, axes)
-    reference = decode_rows.unpack_rows_torch(packed[:rows], last, *tables, axes)
-    for made, expected in zip(out, reference, strict=True):
-        assert made.dtype == expected.dtype and made.is_contiguous() and torch.equal(made, expected)
+    for seq_lens in (on.randint(positions, rows), on.randint(2, rows) * 1900 + 1, on.randint(10, rows) // 9 * 1900, on.randint(1, rows)):
+        packed[:rows, decode_rows.SEQ_LEN] = seq_lens
+        for key_bytes in (1, 2):
+            sharing = decode_rows.sharing_for(rows, 32, key_bytes)
+            out = decode_rows.unpack_rows_triton(packed[:rows], last, *tables, axes, sharing)
+            reference = decode_rows.unpack_rows_torch(packed[:rows], last, *tables, axes)
+            if sharing.more_parts:
+                reference = reference._replace(parts=decode_rows.parts_torch(out.seq_lens, sharing))
+            for made, expected in zip(out, reference, strict=True):
+                if expected is not None:
+                    assert made.dtype == expected.dtype and made.is_contiguous() and torch.equal(made, expected)
     sampled = on.randint(1000, rows)
     sampled[-1] = -1
     expected_last = last.clone()
@@ -293,7 +299,7 @@ def check_full_heads_decode(
 ) -> None:  # fmt: skip
     """Sequence length 0 is an unused row: its output is not looked at.  `finishes`: q|k|v comes as a product of fp8 levels.
 
-    splits: the most of a sequence, and how many the sequences of a head have together; None: as the kernel chooses.
+    splits: the most parts of a sequence, and how many more parts than sequences there may be; None: as when serving.
     """
     tables, num_blocks = _tables(on, seq_lens, block_size)
     cache = paged_cache(on, num_blocks, block_size, heads, dim, by_head, cache_dtype)
@@ -315,13 +321,11 @@ def check_full_heads_decode(
         rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [0] * len(used), dim**-0.5
     )
     reference = reference.flatten(1)
-    most, wanted = full_heads_decode._MOST_SPLITS, full_heads_decode._PROGRAMS_WANTED
-    if splits is not None:
-        most, wanted = splits[0], splits[1] * heads
-    with mock.patch.multiple(full_heads_decode, _MOST_SPLITS=most, _PROGRAMS_WANTED=wanted):
-        out = full_heads_decode.full_heads_decode(
-            given, angles.cos(), angles.sin(), *cache, slots, tables, lens, lens.sum(0, keepdim=True).int(), dim**-0.5, rounds
-        )
+    sharing = decode_rows.sharing_for(len(seq_lens), heads, cache[0].itemsize) if splits is None else decode_rows.Sharing(splits[1], 0)
+    parts = decode_rows.parts_torch(lens, sharing, decode_rows.MOST_PARTS if splits is None else splits[0])
+    out = full_heads_decode.full_heads_decode(
+        given, angles.cos(), angles.sin(), *cache, slots, tables, lens, parts, dim**-0.5, rounds
+    )  # fmt: skip
     if isinstance(out, scaled_rows.ScaledRows):
         rounded = scaled_rows.scale_tiles_torch(reference)
         assert_close(out.scale[used], rounded.scale, torch.bfloat16)

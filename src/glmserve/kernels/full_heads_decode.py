@@ -1,9 +1,8 @@
 """One new token a sequence, full heads (ChatGLM-6B): rotate its query and key, store its key and value, attend.  One pass over q|k|v.
 
-A program serves one (head, sequence, split of the keys).  One key serves one query here, so there is nothing for the matrix units to do:
+A program serves one (head, part of a sequence's keys).  One key serves one query here, so there is nothing for the matrix units to do:
 the kernel is a stream of K/V that keeps each lane's softmax apart until the end.  The newest key and value come from q|k|v and not from
-the cache; the program of the last split writes them there.  Where sequences times heads do not fill the chip the keys are split, those of
-a long sequence over more programs, and whichever program of a head comes last puts the parts together.  Twin:
+the cache; the program of the last part writes them there.  Whichever program of a head comes last puts the parts together.  Twin:
 `rotate_and_store_torch`, then `paged_attention_torch`.
 """
 
@@ -14,13 +13,12 @@ import functools
 import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
+from glmserve.kernels.decode_rows import MOST_PARTS
 from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
 
-# All measured (benchmarks/RESULTS.md): a warp's keys a round, and the rounds on their way at once; the programs that keep the memory busy;
-# the programs up to which some may have nothing to do.
-_KEYS, _STAGES = 8, 3
-_PROGRAMS_WANTED, _MOST_PROGRAMS, _MOST_SPLITS = 1024, 8192, 16
-_FP8_REGISTERS = 128  # else ptxas makes the kernel with splits with 96; in 16 bits it does so with this limit
+_KEYS, _STAGES = 8, 3  # a warp's keys a round, and the rounds on their way at once; measured (benchmarks/RESULTS.md)
+_MANY_HEADS = 256  # of all sequences, beyond which fewer parts than MOST_PARTS are put together at a time: that takes registers
+_FP8_REGISTERS = 128  # else ptxas makes the kernel with parts with 96; in 16 bits it does so with this limit
 
 
 def full_heads_decode(
@@ -32,7 +30,7 @@ def full_heads_decode(
     slot_mapping: torch.Tensor,
     block_tables: torch.Tensor,
     seq_lens: torch.Tensor,
-    sum_of_lens: torch.Tensor,
+    parts: torch.Tensor,
     scale: float,
     rounds: bool = False,
 ) -> torch.Tensor | ScaledRows:
@@ -43,7 +41,8 @@ def full_heads_decode(
     qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v, or such rows as a product that is still to be finished; cos, sin:
     float32 [num_seqs, axes, pairs], contiguous, as in `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal
     strides, a dense last axis; slot_mapping: int64 [num_seqs]; block_tables: int32 [num_seqs, max_blocks]; seq_lens: int32 [num_seqs], the
-    newest token included, 0 for an unused row; sum_of_lens: int32 [1].
+    newest token included, 0 for an unused row; parts: int32 [num_seqs + any number], who reads what, as in `parts_torch`;
+    where there are num_seqs they are not looked at, and nothing is read in parts.
     """
     num_heads, head_dim = key_cache.shape[2:]
     if isinstance(qkv, ScaledProduct):
@@ -52,34 +51,27 @@ def full_heads_decode(
     else:
         finishes, to_finish, dtype = False, (cos, cos, cos), qkv.dtype
     num_seqs = qkv.shape[0]
-    most_splits = max(1, min(_MOST_SPLITS, _MOST_PROGRAMS // (num_seqs * num_heads)))
+    in_parts = parts.shape[0] > num_seqs
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
     assert not rounds or head_dim == TILE
     out = torch.empty((num_seqs, num_heads * head_dim), dtype=torch.float8_e4m3fn if rounds else dtype, device=qkv.device)
     out_scale = qkv.new_empty((num_seqs, num_heads), dtype=torch.float32) if rounds else out
-    parts = qkv.new_empty((num_seqs, num_heads, most_splits, head_dim), dtype=torch.float32) if most_splits > 1 else out
-    part_scales = qkv.new_empty((num_seqs, num_heads, most_splits), dtype=torch.float32) if most_splits > 1 else out
+    part_shape = (num_seqs, num_heads, MOST_PARTS) if in_parts else (0,)
+    part_out = qkv.new_empty((*part_shape, head_dim), dtype=torch.float32)
+    part_scale = qkv.new_empty(part_shape, dtype=torch.float32)
     key_bytes = head_dim * key_cache.element_size()
-    arrivals = _arrivals(num_seqs * num_heads, qkv.device) if most_splits > 1 else seq_lens
-    _full_heads_kernel[(num_heads, num_seqs, most_splits)](
-        qkv, *to_finish, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, sum_of_lens, out, out_scale,
-        parts, part_scales, arrivals, scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0),
-        num_heads, most_splits, max(_PROGRAMS_WANTED // num_heads, num_seqs),
-        HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
-        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=_STAGES, PARTS=_parts_at_once(most_splits, num_seqs * num_heads),
-        FINISHES=finishes, ROUNDS=rounds,
+    arrivals = _arrivals(num_seqs * num_heads, qkv.device) if in_parts else parts
+    _full_heads_kernel[(num_heads, parts.shape[0])](
+        qkv, *to_finish, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, parts, out, out_scale,
+        part_out, part_scale, arrivals, scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0),
+        num_heads, HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
+        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=_STAGES, MOST_PARTS=MOST_PARTS,
+        MERGED=0 if not in_parts else MOST_PARTS if num_seqs * num_heads < _MANY_HEADS else 4, FINISHES=finishes, ROUNDS=rounds,
         KEY_BYTES=key_bytes if key_bytes in (128, 256) else 0, num_warps=1,
         maxnreg=_FP8_REGISTERS if key_cache.element_size() == 1 else None, **early_start(qkv),
     )  # fmt: skip
     return ScaledRows(out, out_scale) if rounds else out
-
-
-def _parts_at_once(most_splits: int, num_rows: int) -> int:
-    """How many parts are put together at a time: more make the kernel need more registers."""
-    if most_splits == 1:
-        return 0
-    return 16 if 4 * num_rows < _PROGRAMS_WANTED else 4
 
 
 @functools.cache
@@ -88,24 +80,24 @@ def _arrivals(count: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(count, dtype=torch.int32, device=device)
 
 
-@triton.jit(do_not_specialize=["most_splits", "wanted_splits"])
+@triton.jit
 def _full_heads_kernel(
     qkv_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr,
-    sum_ptr, out_ptr, out_scale_ptr, part_ptr, part_scale_ptr, arrival_ptr,
-    scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads, most_splits, wanted_splits,
+    parts_ptr, out_ptr, out_scale_ptr, part_ptr, part_scale_ptr, arrival_ptr,
+    scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    KEYS: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr, FINISHES: tl.constexpr, ROUNDS: tl.constexpr,
+    KEYS: tl.constexpr, STAGES: tl.constexpr, MOST_PARTS: tl.constexpr, MERGED: tl.constexpr, FINISHES: tl.constexpr, ROUNDS: tl.constexpr,
     KEY_BYTES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    head, seq, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, seq = tl.program_id(0), tl.program_id(1)
+    part, parts = 0, 1
+    if MERGED > 0:
+        told = tl.load(parts_ptr + seq)
+        if told < 0:
+            return
+        seq, part, parts = told >> 16, told >> 8 & 255, told & 255
     seq_len = tl.load(seq_len_ptr + seq)
     num_old = tl.maximum(seq_len - 1, 0)
-    splits = 1
-    if PARTS > 0:  # the longer a sequence among the others, the more, so that all programs have about as much to do
-        span = tl.maximum(tl.load(sum_ptr) // wanted_splits, 1)
-        splits = tl.minimum(tl.maximum((seq_len + span // 2) // span, 1), most_splits)
-        if split >= splits:
-            return
     dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
     dim_inside = dim < HEAD_DIM
     # "Rotate half" in each axis' part of the head: element i turns with element i + PAIRS of its part.
@@ -117,9 +109,9 @@ def _full_heads_kernel(
     cos = tl.load(cos_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0)
     sin = tl.load(sin_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0) * sign
     slot = tl.load(slot_ptr + seq)
-    keys_a_split = tl.cdiv(tl.cdiv(num_old, splits), KEYS) * KEYS
-    start = split * keys_a_split
-    stop = tl.minimum(num_old, start + keys_a_split)
+    keys_a_part = tl.cdiv(tl.cdiv(num_old, parts), KEYS) * KEYS
+    start = part * keys_a_part
+    stop = tl.minimum(num_old, start + keys_a_part)
     if EARLY:
         if KEY_BYTES > 0:  # the first round's keys and values
             ahead = tl.minimum(start + lane, tl.maximum(num_old - 1, 0))
@@ -136,7 +128,7 @@ def _full_heads_kernel(
     best = tl.full([KEYS], -1e30, tl.float32)
     total = tl.zeros([KEYS], tl.float32)
     mix = tl.zeros([KEYS, DIM_BLOCK], tl.float32)
-    if split == splits - 1:
+    if part == parts - 1:
         key_place, value_place = (num_heads + head) * HEAD_DIM, (2 * num_heads + head) * HEAD_DIM
         new_key = _turned(row_at, key_place, dim, other, dim_inside, cos, sin, row_scale, column_scale_ptr, bias_ptr, FINISHES)
         new_value = _numbers(row_at, value_place + dim, dim_inside, row_scale, column_scale_ptr, bias_ptr, FINISHES)
@@ -171,27 +163,27 @@ def _full_heads_kernel(
     sum_all = tl.sum(total * share, axis=0)
     mixed = tl.sum(mix * share[:, None], axis=0) / tl.maximum(sum_all, 1e-30)
     row = seq.to(tl.int64) * num_heads + head
-    if splits == 1:
+    if parts == 1:
         _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
-    elif PARTS > 0:
-        tl.store(part_ptr + (row * most_splits + split) * HEAD_DIM + dim, mixed, mask=dim_inside)
+    elif MERGED > 0:
+        tl.store(part_ptr + (row * MOST_PARTS + part) * HEAD_DIM + dim, mixed, mask=dim_inside)
         part_scale = tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30)
-        tl.store(part_scale_ptr + row * most_splits + split, part_scale)
+        tl.store(part_scale_ptr + row * MOST_PARTS + part, part_scale)
         tl.debug_barrier()  # all threads have stored before one of them says so
-        if tl.atomic_add(arrival_ptr + row, 1, sem="acq_rel") == splits - 1:
+        if tl.atomic_add(arrival_ptr + row, 1, sem="acq_rel") == parts - 1:
             tl.debug_barrier()
-            part = tl.arange(0, PARTS)
+            at_once = tl.arange(0, MERGED)
             best_part, sum_parts, merged = -1e30, 0.0, tl.zeros([DIM_BLOCK], tl.float32)
-            for first_part in tl.range(0, splits, PARTS):
-                inside = first_part + part < splits
-                part_at = row * most_splits + first_part + part
+            for first_part in tl.range(0, parts, MERGED):
+                inside = first_part + at_once < parts
+                part_at = row * MOST_PARTS + first_part + at_once
                 part_scales = tl.load(part_scale_ptr + part_at, mask=inside, other=-1e30, cache_modifier=".cg")
                 part_mask = inside[:, None] & dim_inside[None, :]
-                parts = tl.load(part_ptr + part_at[:, None] * HEAD_DIM + dim[None, :], mask=part_mask, other=0.0, cache_modifier=".cg")
+                mixes = tl.load(part_ptr + part_at[:, None] * HEAD_DIM + dim[None, :], mask=part_mask, other=0.0, cache_modifier=".cg")
                 new_best_part = tl.maximum(best_part, tl.max(part_scales, axis=0))
                 weights = tl.where(inside, tl.exp2(part_scales - new_best_part), 0.0)
                 shrink_parts = tl.exp2(best_part - new_best_part)
-                merged = merged * shrink_parts + tl.sum(parts * weights[:, None], axis=0)
+                merged = merged * shrink_parts + tl.sum(mixes * weights[:, None], axis=0)
                 sum_parts = sum_parts * shrink_parts + tl.sum(weights, axis=0)
                 best_part = new_best_part
             merged /= sum_parts

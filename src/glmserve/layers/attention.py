@@ -46,10 +46,10 @@ class AttentionMetadata:
     """One step's sequences, on the model's device.
 
     cos, sin: float32 [num_tokens, axes, pairs]; slot_mapping: int64 [num_tokens]; block_tables: int32 [num_seqs, max_blocks];
-    seq_lens: int32 [num_seqs], all tokens up to the newest; in decode steps alone, sum_of_lens: int32 [1]; in prefill steps alone,
-    query_starts: int32 [num_seqs + 1], and context_lens: int32 [num_seqs], how many first tokens of a sequence all of its queries see;
-    whole: every sequence of a prefill step starts at its first token, so its keys are all in the step itself; padded: of the prefill step
-    only the device knows the lengths, and max_query_len is no more than a bound.
+    seq_lens: int32 [num_seqs], all tokens up to the newest; parts: in decode steps on a GPU alone, as in `full_heads_decode`; in prefill
+    steps alone, query_starts: int32 [num_seqs + 1], and context_lens: int32 [num_seqs], how many first tokens of a sequence all of its
+    queries see; whole: every sequence of a prefill step starts at its first token, so its keys are all in the step itself; padded: of the
+    prefill step only the device knows the lengths, and max_query_len is no more than a bound.
     """
 
     cos: torch.Tensor
@@ -57,7 +57,7 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor
     block_tables: torch.Tensor
     seq_lens: torch.Tensor
-    sum_of_lens: torch.Tensor | None = None
+    parts: torch.Tensor | None = None
     query_starts: torch.Tensor | None = None
     context_lens: torch.Tensor | None = None
     max_query_len: int = 1
@@ -89,10 +89,10 @@ def attention(
     """
     decodes = metadata.query_starts is None
     if decodes and use_triton(cache.key) and cache.key.shape[2] == num_heads:
-        assert metadata.sum_of_lens is not None
+        assert metadata.parts is not None
         return full_heads_decode(
             qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens,
-            metadata.sum_of_lens, scale, rounds and cache.key.shape[3] == TILE,
+            metadata.parts, scale, rounds and cache.key.shape[3] == TILE,
         )  # fmt: skip
     query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
     if not on_gpu(query):

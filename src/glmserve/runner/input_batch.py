@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from glmserve.kernels.decode_rows import NUM_FIELDS, remember_ids, unpack_rows
+from glmserve.kernels.decode_rows import NUM_FIELDS, Sharing, remember_ids, unpack_rows
 from glmserve.layers.attention import AttentionMetadata, HostSequences
 from glmserve.layers.rotary import RotaryTable
 from glmserve.scheduler.batch import PrefillChunk
@@ -131,11 +132,15 @@ class DecodeInputs:
     and point at the null block and at a spare persistent row.
     """
 
-    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device, num_soft_tokens: int = 0) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device, num_soft_tokens: int,
+        sharing: Callable[[int], Sharing],
+    ) -> None:  # fmt: skip
         self.block_size = block_size
         self.num_soft_tokens = num_soft_tokens
         self.device = device
         self.max_num_seqs = max_num_seqs
+        self.sharing = sharing
         shape = (max_num_seqs, NUM_FIELDS + max_blocks)
         pinned = device.type == "cuda"
         self._hosts = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(NUM_BUFFERS)]
@@ -170,14 +175,14 @@ class DecodeInputs:
     ) -> tuple[torch.Tensor, AttentionMetadata]:
         """Token ids [num_rows] and metadata of the first rows, computed on the device (also inside a CUDA graph)."""
         packed = self.packed[:num_rows]
-        rows = unpack_rows(packed, self.last_token_ids, rotary.cos, rotary.sin, axes)
+        rows = unpack_rows(packed, self.last_token_ids, rotary.cos, rotary.sin, axes, self.sharing(num_rows))
         metadata = AttentionMetadata(
             cos=rows.cos,
             sin=rows.sin,
             slot_mapping=rows.slots,
             block_tables=packed[:, NUM_FIELDS:],
             seq_lens=rows.seq_lens,
-            sum_of_lens=rows.sum_of_lens,
+            parts=rows.parts,
             host=host or HostSequences([], [], [], []),
         )
         return rows.token_ids, metadata

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
+from glmserve.kernels.decode_rows import sharing_for
 from glmserve.layers.attention import NewestTokens
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
@@ -67,7 +69,8 @@ class ModelRunner:
         self.on_gpu = device.type == "cuda"
         self.axes = 2 if spec.rotary == "2d" else 1
         max_blocks = -(-(spec.num_soft_tokens + max_model_len) // pool.block_size)
-        self.inputs = DecodeInputs(max_num_seqs, max_blocks, pool.block_size, device, spec.num_soft_tokens)
+        sharing = functools.partial(sharing_for, num_heads=spec.num_heads, key_bytes=pool.blocks.itemsize)
+        self.inputs = DecodeInputs(max_num_seqs, max_blocks, pool.block_size, device, spec.num_soft_tokens, sharing)
         self.sampler = Sampler(spec, max_num_seqs, device)
         self.graphs: DecodeGraphs | None = None
         self.prompt_graphs: PromptGraphs | None = None
