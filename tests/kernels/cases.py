@@ -143,15 +143,14 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     tables = on.randn(positions, pairs, dtype=torch.float32), on.randn(positions, pairs, dtype=torch.float32)
     for seq_lens in (on.randint(positions, rows), on.randint(2, rows) * 1900 + 1, on.randint(10, rows) // 9 * 1900, on.randint(1, rows)):
         packed[:rows, decode_rows.SEQ_LEN] = seq_lens
-        for key_bytes in (1, 2):
-            sharing = decode_rows.sharing_for(rows, 32, key_bytes)
-            out = decode_rows.unpack_rows_triton(packed[:rows], last, *tables, axes, sharing)
+        for more in {decode_rows.num_more_programs(rows, heads, 1) for heads in (2, 32)} | {0, None}:
+            out = decode_rows.unpack_rows_triton(packed[:rows], last, *tables, axes, more)
             reference = decode_rows.unpack_rows_torch(packed[:rows], last, *tables, axes)
-            if sharing.more_parts:
-                reference = reference._replace(parts=decode_rows.parts_torch(out.seq_lens, sharing))
-            for made, expected in zip(out, reference, strict=True):
-                if expected is not None:
-                    assert made.dtype == expected.dtype and made.is_contiguous() and torch.equal(made, expected)
+            pieces = decode_rows.pieces_torch(out.seq_lens, more)
+            assert out.pieces is not None and out.pieces.num_programs == pieces.num_programs
+            used = int((pieces.table[:, decode_rows.PARTS] > 0).sum()) if more == 0 else None  # what no program comes to may be anything
+            for made, expected in zip((*out[:-1], out.pieces.table[:used]), (*reference[:-1], pieces.table[:used]), strict=True):
+                assert made.dtype == expected.dtype and made.is_contiguous() and torch.equal(made, expected)
     sampled = on.randint(1000, rows)
     sampled[-1] = -1
     expected_last = last.clone()
@@ -294,12 +293,13 @@ def _scaled_product(on: Device, num_tokens: int, width: int) -> scaled_rows.Scal
 
 
 def check_full_heads_decode(
-    on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool, splits: tuple[int, int] | None,
+    on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool,
+    splits: tuple[int, int | None] | None,
     cache_dtype: torch.dtype | None = None, rounds: bool = False, finishes: bool = False,
 ) -> None:  # fmt: skip
     """Sequence length 0 is an unused row: its output is not looked at.  `finishes`: q|k|v comes as a product of fp8 levels.
 
-    splits: the most parts of a sequence, and how many more parts than sequences there may be; None: as when serving.
+    splits: the most parts of a sequence, and how many more programs than sequences there are (None: no pieces); None: as when serving.
     """
     tables, num_blocks = _tables(on, seq_lens, block_size)
     cache = paged_cache(on, num_blocks, block_size, heads, dim, by_head, cache_dtype)
@@ -321,10 +321,12 @@ def check_full_heads_decode(
         rotated[used, :heads].float(), twin[0].float(), twin[1].float(), tables[used], ones, lengths, [0] * len(used), dim**-0.5
     )
     reference = reference.flatten(1)
-    sharing = decode_rows.sharing_for(len(seq_lens), heads, cache[0].itemsize) if splits is None else decode_rows.Sharing(splits[1], 0)
-    parts = decode_rows.parts_torch(lens, sharing, decode_rows.MOST_PARTS if splits is None else splits[0])
+    if splits is None:
+        pieces = decode_rows.pieces_torch(lens, decode_rows.num_more_programs(len(seq_lens), heads, cache[0].itemsize))
+    else:
+        pieces = decode_rows.pieces_torch(lens, splits[1], splits[0])
     out = full_heads_decode.full_heads_decode(
-        given, angles.cos(), angles.sin(), *cache, slots, tables, lens, parts, dim**-0.5, rounds
+        given, angles.cos(), angles.sin(), *cache, slots, tables, lens, pieces, dim**-0.5, rounds
     )  # fmt: skip
     if isinstance(out, scaled_rows.ScaledRows):
         rounded = scaled_rows.scale_tiles_torch(reference)

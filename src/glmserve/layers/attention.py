@@ -13,6 +13,7 @@ import torch
 
 from glmserve.kernels.backend import on_gpu, use_triton
 from glmserve.kernels.decode_rectangle import DecodeRectangle, attend_rectangle, decode_rectangle
+from glmserve.kernels.decode_rows import Pieces
 from glmserve.kernels.dense_prefill import dense_prefill_attention
 from glmserve.kernels.full_heads_decode import full_heads_decode
 from glmserve.kernels.paged_attention import paged_attention_torch
@@ -46,7 +47,7 @@ class AttentionMetadata:
     """One step's sequences, on the model's device.
 
     cos, sin: float32 [num_tokens, axes, pairs]; slot_mapping: int64 [num_tokens]; block_tables: int32 [num_seqs, max_blocks];
-    seq_lens: int32 [num_seqs], all tokens up to the newest; parts: in decode steps on a GPU alone, as in `full_heads_decode`; in prefill
+    seq_lens: int32 [num_seqs], all tokens up to the newest; pieces: in decode steps on a GPU alone; in prefill
     steps alone, query_starts: int32 [num_seqs + 1], and context_lens: int32 [num_seqs], how many first tokens of a sequence all of its
     queries see; whole: every sequence of a prefill step starts at its first token, so its keys are all in the step itself; padded: of the
     prefill step only the device knows the lengths, and max_query_len is no more than a bound.
@@ -57,7 +58,7 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor
     block_tables: torch.Tensor
     seq_lens: torch.Tensor
-    parts: torch.Tensor | None = None
+    pieces: Pieces | None = None
     query_starts: torch.Tensor | None = None
     context_lens: torch.Tensor | None = None
     max_query_len: int = 1
@@ -89,10 +90,10 @@ def attention(
     """
     decodes = metadata.query_starts is None
     if decodes and use_triton(cache.key) and cache.key.shape[2] == num_heads:
-        assert metadata.parts is not None
+        assert metadata.pieces is not None
         return full_heads_decode(
             qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.seq_lens,
-            metadata.parts, scale, rounds and cache.key.shape[3] == TILE,
+            metadata.pieces, scale, rounds and cache.key.shape[3] == TILE,
         )  # fmt: skip
     query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
     if not on_gpu(query):

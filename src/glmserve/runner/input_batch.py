@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from glmserve.kernels.decode_rows import NUM_FIELDS, Sharing, remember_ids, unpack_rows
+from glmserve.kernels.decode_rows import NUM_FIELDS, remember_ids, unpack_rows
 from glmserve.layers.attention import AttentionMetadata, HostSequences
 from glmserve.layers.rotary import RotaryTable
 from glmserve.scheduler.batch import PrefillChunk
@@ -134,13 +134,13 @@ class DecodeInputs:
 
     def __init__(
         self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device, num_soft_tokens: int,
-        sharing: Callable[[int], Sharing],
+        more_programs: Callable[[int], int | None],
     ) -> None:  # fmt: skip
         self.block_size = block_size
         self.num_soft_tokens = num_soft_tokens
         self.device = device
         self.max_num_seqs = max_num_seqs
-        self.sharing = sharing
+        self.more_programs = more_programs
         shape = (max_num_seqs, NUM_FIELDS + max_blocks)
         pinned = device.type == "cuda"
         self._hosts = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(NUM_BUFFERS)]
@@ -175,14 +175,14 @@ class DecodeInputs:
     ) -> tuple[torch.Tensor, AttentionMetadata]:
         """Token ids [num_rows] and metadata of the first rows, computed on the device (also inside a CUDA graph)."""
         packed = self.packed[:num_rows]
-        rows = unpack_rows(packed, self.last_token_ids, rotary.cos, rotary.sin, axes, self.sharing(num_rows))
+        rows = unpack_rows(packed, self.last_token_ids, rotary.cos, rotary.sin, axes, self.more_programs(num_rows))
         metadata = AttentionMetadata(
             cos=rows.cos,
             sin=rows.sin,
             slot_mapping=rows.slots,
             block_tables=packed[:, NUM_FIELDS:],
             seq_lens=rows.seq_lens,
-            parts=rows.parts,
+            pieces=rows.pieces,
             host=host or HostSequences([], [], [], []),
         )
         return rows.token_ids, metadata

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glmserve.kernels.decode_rows import sharing_for
+from glmserve.kernels.decode_rows import num_more_programs
 from glmserve.layers.attention import NewestTokens
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec
@@ -69,8 +69,8 @@ class ModelRunner:
         self.on_gpu = device.type == "cuda"
         self.axes = 2 if spec.rotary == "2d" else 1
         max_blocks = -(-(spec.num_soft_tokens + max_model_len) // pool.block_size)
-        sharing = functools.partial(sharing_for, num_heads=spec.num_heads, key_bytes=pool.blocks.itemsize)
-        self.inputs = DecodeInputs(max_num_seqs, max_blocks, pool.block_size, device, spec.num_soft_tokens, sharing)
+        more_programs = functools.partial(num_more_programs, num_heads=spec.num_heads, key_bytes=pool.blocks.itemsize)
+        self.inputs = DecodeInputs(max_num_seqs, max_blocks, pool.block_size, device, spec.num_soft_tokens, more_programs)
         self.sampler = Sampler(spec, max_num_seqs, device)
         self.graphs: DecodeGraphs | None = None
         self.prompt_graphs: PromptGraphs | None = None
