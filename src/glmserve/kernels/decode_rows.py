@@ -18,7 +18,7 @@ from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
 TOKEN_ID, ROW, POSITION, SECOND_POSITION, SLOT, SEQ_LEN, NUM_FIELDS = range(7)  # columns of a packed row; the block table follows
 SEQUENCE, START, STOP, PARTS, FURTHER, NEXT, NUM_PIECE_FIELDS = range(7)  # columns of a piece
 MOST_PARTS = 16  # of a sequence
-_KEYS = 8  # which a program of `full_heads_decode` reads together
+KEYS = 8  # that `full_heads_decode` reads at once; a part begins at a multiple of it
 _MOST_PROGRAMS_OF_FEW = 256  # a head
 _MOST_SHARED_IN_FP8 = 128  # sequences
 _BLOCK = 128
@@ -101,11 +101,12 @@ def unpack_rows_triton(
         packed.new_empty(rows),
         pieces,
     )
-    most_pieces = max(2 * last_token_ids.shape[0], _MOST_PROGRAMS_OF_FEW)  # the same whatever the step: Triton compiles once
+    most_pieces = max(2 * last_token_ids.shape[0], _MOST_PROGRAMS_OF_FEW)  # of any step: Triton compiles for few and for many, no more
     _unpack_rows_kernel[(rows + 1 if num_pieces else rows,)](
         packed, last_token_ids, cos, sin, *out[:-1], pieces.table, packed.stride(0), rows, more_programs or 0,
         AXES=axes, PAIRS=pairs, BLOCK=next_power_of_2(axes * pairs),
-        PIECES=next_power_of_2(most_pieces), MOST_PARTS=MOST_PARTS, KEYS=_KEYS, FIELDS=NUM_PIECE_FIELDS, num_warps=4,
+        PIECES=_BLOCK if num_pieces <= _BLOCK else next_power_of_2(most_pieces), MOST_PARTS=MOST_PARTS, KEYS=KEYS,
+        FIELDS=NUM_PIECE_FIELDS, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -132,7 +133,7 @@ def pieces_torch(seq_lens: torch.Tensor, more_programs: int | None, most_parts: 
     firsts, others = [], []
     for row, seq_len in enumerate(lens):
         old = max(seq_len - 1, 0)
-        width = -(-old // (more[row] + 1) // _KEYS) * _KEYS
+        width = -(-old // (more[row] + 1) // KEYS) * KEYS
         parts = [
             [row, part * width, min(part * width + width, old), more[row] + 1 if seq_len else 0, further[row], -1]
             for part in range(more[row] + 1)

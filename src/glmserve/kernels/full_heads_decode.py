@@ -13,11 +13,11 @@ import functools
 import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
-from glmserve.kernels.decode_rows import MOST_PARTS, NUM_PIECE_FIELDS, Pieces
+from glmserve.kernels.decode_rows import KEYS, MOST_PARTS, NUM_PIECE_FIELDS, Pieces
 from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
 
-_KEYS, _STAGES = 8, 3  # a warp's keys a round, and the rounds on their way at once; measured (benchmarks/RESULTS.md)
-_MOST_REGISTERS = 128  # so that 16 programs fit on a multiprocessor
+_STAGES = 3  # rounds of KEYS on their way at once; both measured (benchmarks/RESULTS.md)
+_MOST_REGISTERS = 128  # so that 16 programs fit on a multiprocessor: ptxas would take 168 where programs help
 
 
 def full_heads_decode(
@@ -64,7 +64,7 @@ def full_heads_decode(
         part_out, part_scale, _arrivals(num_seqs * num_heads, qkv.device),
         scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0), num_heads, num_seqs,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
-        BLOCK_SIZE=key_cache.shape[1], KEYS=_KEYS, STAGES=_STAGES, FIELDS=NUM_PIECE_FIELDS,
+        BLOCK_SIZE=key_cache.shape[1], KEYS=KEYS, STAGES=_STAGES, FIELDS=NUM_PIECE_FIELDS,
         MERGED=merged, FINISHES=finishes, ROUNDS=rounds,
         KEY_BYTES=key_bytes if key_bytes in (128, 256) else 0, num_warps=1,
         maxnreg=_MOST_REGISTERS if merged == 4 else None, **early_start(qkv),
@@ -94,10 +94,12 @@ def _full_heads_kernel(
     other = dim - place + (place + PAIRS) % (2 * PAIRS)
     sign = tl.where(place < PAIRS, -1.0, 1.0)
     angle = dim // (2 * PAIRS) * PAIRS + place % PAIRS
-    head, piece = tl.program_id(0), tl.program_id(1)
+    piece = tl.program_id(1)
     if MERGED > 0:
         piece = _unless_nobodys(piece, piece_ptr, num_seqs, FIELDS)
     while piece >= 0:
+        # piece >> 24 is 0, which the compiler does not know: else it keeps whatever hangs on the head alone for a second piece, and spills
+        head = tl.program_id(0) + (piece >> 24)
         seq, start, parts, further, next_piece = piece, 0, 1, 0, -1
         if MERGED > 0:
             piece_at = piece_ptr + piece * FIELDS
