@@ -8,6 +8,7 @@ import torch
 
 from glmserve.kernels import (
     activation,
+    decode_pieces,
     decode_rows,
     dense_prefill,
     few_rows_linear,
@@ -143,10 +144,10 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     tables = on.randn(positions, pairs, dtype=torch.float32), on.randn(positions, pairs, dtype=torch.float32)
     for seq_lens in (on.randint(positions, rows), on.randint(2, rows) * 1900 + 1, on.randint(10, rows) // 9 * 1900, on.randint(1, rows)):
         packed[:rows, decode_rows.SEQ_LEN] = seq_lens
-        for more in {decode_rows.num_more_programs(rows, heads, 1) for heads in (2, 32)} | {0, None}:
+        for more in {decode_pieces.num_more_programs(rows, heads, 1) for heads in (2, 32)} | {0, None}:
             out = decode_rows.unpack_rows_triton(packed[:rows], last, *tables, axes, more)
             reference = decode_rows.unpack_rows_torch(packed[:rows], last, *tables, axes)
-            pieces = decode_rows.pieces_torch(out.seq_lens, more)
+            pieces = decode_pieces.pieces_torch(out.seq_lens, more)
             assert out.pieces is not None and out.pieces.num_programs == pieces.num_programs
             for made, expected in zip((*out[:-1], out.pieces.table), (*reference[:-1], pieces.table), strict=True):
                 assert made.dtype == expected.dtype and made.is_contiguous() and torch.equal(made, expected)
@@ -321,9 +322,9 @@ def check_full_heads_decode(
     )
     reference = reference.flatten(1)
     if splits is None:
-        pieces = decode_rows.pieces_torch(lens, decode_rows.num_more_programs(len(seq_lens), heads, cache[0].itemsize))
+        pieces = decode_pieces.pieces_torch(lens, decode_pieces.num_more_programs(len(seq_lens), heads, cache[0].itemsize))
     else:
-        pieces = decode_rows.pieces_torch(lens, splits[1], splits[0])
+        pieces = decode_pieces.pieces_torch(lens, splits[1], splits[0])
     out = full_heads_decode.full_heads_decode(
         given, angles.cos(), angles.sin(), *cache, slots, tables, lens, pieces, dim**-0.5, rounds
     )  # fmt: skip

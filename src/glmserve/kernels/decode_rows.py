@@ -1,55 +1,19 @@
 """The two ends of a decode step: the packed rows that the host sent become the step's inputs, and what was sampled becomes the next step's.
 
 One kernel each, where a dozen small ones of torch would cost as much as a whole layer's attention.
-
-The inputs include how attention's keys are shared among its programs, in pieces: a long sequence is read in several parts.  It is decided
-here once, and not by each program of each layer.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple
 
 import torch
 
 from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
+from glmserve.kernels.decode_pieces import KEYS, MOST_PARTS, MOST_PROGRAMS_OF_FEW, NUM_PIECE_FIELDS, Pieces, empty_pieces, share_keys
 
 TOKEN_ID, ROW, POSITION, SECOND_POSITION, SLOT, SEQ_LEN, NUM_FIELDS = range(7)  # columns of a packed row; the block table follows
-SEQUENCE, START, STOP, PARTS, FURTHER, NEXT, NUM_PIECE_FIELDS = range(7)  # columns of a piece
-MOST_PARTS = 16  # of a sequence
-KEYS = 8  # that `full_heads_decode` reads at once; a part begins at a multiple of it
-_MOST_PROGRAMS_OF_FEW = 256  # a head
-_MOST_SHARED_IN_FP8 = 128  # sequences
 _BLOCK = 128
-
-
-class Pieces(NamedTuple):
-    """Who reads which keys in a decode step.  So many programs a head begin, each with the piece of its number.
-
-    table: int32 [pieces, NUM_PIECE_FIELDS].  A piece is the older keys from START to STOP of a SEQUENCE, one of its PARTS; those after the
-    sequence's first are pieces FURTHER, FURTHER + 1 and so on.  Its program then takes the piece NEXT, or ends where that is -1.  The first
-    pieces are the first parts of all sequences, in order, with no parts where a row is unused; any other piece with no parts is nobody's.
-    Without pieces a program reads a whole sequence.
-    """
-
-    table: torch.Tensor
-    num_programs: int
-
-
-def num_more_programs(num_seqs: int, num_heads: int, key_bytes: int) -> int | None:
-    """How many programs a head shall begin beyond one a sequence, with keys of `key_bytes` a number; None: and each reads a whole one.
-
-    Few sequences do not keep the memory busy, so all are read in parts by more programs, the more the fewer bytes a key has.  Many do;
-    there the programs of short sequences help with long ones when they have done.  More programs than are needed would do harm: those
-    that find nothing have the GPU give some multiprocessors half as many again of the others.  With keys in fp8, and programs in several
-    waves, being ready to help costs 4% of a step of equal lengths; beyond 128 sequences they are not.  (Measured on an H200,
-    benchmarks/RESULTS.md.)
-    """
-    if key_bytes == 1 and num_seqs > _MOST_SHARED_IN_FP8:
-        return None
-    wanted = min(2048 // (num_heads * key_bytes), _MOST_PROGRAMS_OF_FEW)
-    return min(wanted - num_seqs, num_seqs * (MOST_PARTS - 1)) if 2 * num_seqs <= wanted else 0
 
 
 class DecodeRows(NamedTuple):
@@ -91,8 +55,8 @@ def unpack_rows_triton(
 ) -> DecodeRows:
     """The Triton path of `unpack_rows`: a program a row, and one that shares the keys."""
     rows, pairs = packed.shape[0], cos.shape[1]
-    num_pieces = 0 if more_programs is None else rows + (more_programs or rows)
-    pieces = Pieces(packed.new_empty((num_pieces, NUM_PIECE_FIELDS)), rows + (more_programs or 0))
+    pieces = empty_pieces(rows, more_programs, packed.device)
+    num_pieces = len(pieces.table)
     out = DecodeRows(
         last_token_ids.new_empty(rows),
         cos.new_empty((rows, axes, pairs)),
@@ -101,7 +65,7 @@ def unpack_rows_triton(
         packed.new_empty(rows),
         pieces,
     )
-    most_pieces = max(2 * last_token_ids.shape[0], _MOST_PROGRAMS_OF_FEW)  # of any step: Triton compiles for few and for many, no more
+    most_pieces = max(2 * last_token_ids.shape[0], MOST_PROGRAMS_OF_FEW)  # of any step: Triton compiles for few and for many, no more
     _unpack_rows_kernel[(rows + 1 if num_pieces else rows,)](
         packed, last_token_ids, cos, sin, *out[:-1], pieces.table, packed.stride(0), rows, more_programs or 0,
         AXES=axes, PAIRS=pairs, BLOCK=next_power_of_2(axes * pairs),
@@ -109,42 +73,6 @@ def unpack_rows_triton(
         FIELDS=NUM_PIECE_FIELDS, num_warps=4,
     )  # fmt: skip
     return out
-
-
-def pieces_torch(seq_lens: torch.Tensor, more_programs: int | None, most_parts: int = MOST_PARTS) -> Pieces:
-    """The plain twin of the sharing in `unpack_rows`.  seq_lens: int32 [rows].
-
-    With more programs than sequences these go to the sequences in proportion to their lengths.  Else a sequence is long that has more than
-    one and a half times the mean; the programs of those with no more than the mean help, in proportion to what is beyond it.
-    """
-    lens, rows = seq_lens.tolist(), len(seq_lens)
-    if more_programs is None:
-        return Pieces(seq_lens.new_empty((0, NUM_PIECE_FIELDS)), rows)
-    if more_programs:
-        helpers, counts = list(range(rows, rows + more_programs)), lens
-    else:
-        mean = sum(lens) // max(1, sum(seq_len > 0 for seq_len in lens))
-        helpers = [row for row, seq_len in enumerate(lens) if seq_len <= mean]
-        counts = [seq_len - mean if 2 * seq_len > 3 * mean else 0 for seq_len in lens]
-    upto = [0, *itertools.accumulate(counts)]
-    shares = [count * len(helpers) // max(upto[-1], 1) for count in upto]
-    more = [min(end - start, most_parts - 1) for start, end in itertools.pairwise(shares)]
-    further = list(itertools.accumulate(more, initial=rows))
-    firsts, others = [], []
-    for row, seq_len in enumerate(lens):
-        old = max(seq_len - 1, 0)
-        width = -(-old // (more[row] + 1) // KEYS) * KEYS
-        parts = [
-            [row, part * width, min(part * width + width, old), more[row] + 1 if seq_len else 0, further[row], -1]
-            for part in range(more[row] + 1)
-        ]
-        firsts.append(parts[0])
-        others += parts[1:]
-    if not more_programs:
-        for number, helper in enumerate(helpers[: len(others)]):
-            firsts[helper][NEXT] = rows + number
-    nobodys = [[0, 0, 0, 0, 0, -1]] * ((more_programs or rows) - len(others))
-    return Pieces(torch.tensor([*firsts, *others, *nobodys], dtype=torch.int32, device=seq_lens.device), rows + more_programs)
 
 
 def remember_ids(packed: torch.Tensor, token_ids: torch.Tensor, last_token_ids: torch.Tensor) -> None:
@@ -174,7 +102,7 @@ def _unpack_rows_kernel(
 ):  # fmt: skip
     row = tl.program_id(0)
     if row == rows:
-        _share(packed_ptr, piece_ptr, stride, rows, more_programs, PIECES, MOST_PARTS, KEYS, FIELDS)
+        share_keys(packed_ptr + 5, piece_ptr, stride, rows, more_programs, PIECES, MOST_PARTS, KEYS, FIELDS)
         return
     lane = tl.arange(0, BLOCK)
     at = packed_ptr + row.to(tl.int64) * stride
@@ -189,50 +117,6 @@ def _unpack_rows_kernel(
     angle = position * PAIRS + lane % PAIRS
     tl.store(cos_ptr + row * AXES * PAIRS + lane, tl.load(cos_table_ptr + angle, mask=inside, other=0.0), mask=inside)
     tl.store(sin_ptr + row * AXES * PAIRS + lane, tl.load(sin_table_ptr + angle, mask=inside, other=0.0), mask=inside)
-
-
-@triton.jit
-def _share(
-    packed_ptr, piece_ptr, stride, rows, more_programs, PIECES: tl.constexpr, MOST_PARTS: tl.constexpr,
-    KEYS: tl.constexpr, FIELDS: tl.constexpr,
-):  # fmt: skip
-    row = tl.arange(0, PIECES)
-    there = row < rows
-    seq_len = tl.load(packed_ptr + row.to(tl.int64) * stride + 5, mask=there, other=0)
-    mean = tl.sum(seq_len, axis=0) // tl.maximum(tl.sum((seq_len > 0).to(tl.int32), axis=0), 1)
-    if more_programs > 0:
-        counts, num_helpers = seq_len, more_programs
-        helps = row < 0
-    else:
-        counts = tl.where(2 * seq_len > 3 * mean, seq_len - mean, 0)
-        helps = there & (seq_len <= mean)
-        num_helpers = tl.sum(helps.to(tl.int32), axis=0)
-    upto, total = tl.cumsum(counts.to(tl.int64), axis=0), tl.maximum(tl.sum(counts, axis=0), 1)
-    share = (upto * num_helpers // total - (upto - counts) * num_helpers // total).to(tl.int32)
-    more = tl.minimum(share, MOST_PARTS - 1)
-    further = rows + tl.cumsum(more, axis=0) - more
-    used = rows + tl.sum(more, axis=0)
-    its_help = rows + tl.cumsum(helps.to(tl.int32), axis=0) - 1
-    old = tl.maximum(seq_len - 1, 0)
-    width = tl.cdiv(tl.cdiv(old, more + 1), KEYS) * KEYS
-    parts = tl.where(seq_len > 0, more + 1, 0)
-    following = tl.where(helps & (its_help < used), its_help, -1)
-    _store_piece(piece_ptr + row * FIELDS, row, 0, tl.minimum(width, old), parts, further, following, there)
-    for part in range(1, tl.max(more, axis=0) + 1):
-        stop = tl.minimum(part * width + width, old)
-        _store_piece(piece_ptr + (further + part - 1) * FIELDS, row, part * width, stop, parts, further, -1, part <= more)
-    nobodys = (row >= used) & (row < rows + tl.where(more_programs > 0, more_programs, rows))
-    _store_piece(piece_ptr + row * FIELDS, 0, 0, 0, 0, 0, -1, nobodys)
-
-
-@triton.jit
-def _store_piece(at, sequence, start, stop, parts, further, following, mask):
-    tl.store(at, sequence, mask=mask)
-    tl.store(at + 1, start, mask=mask)
-    tl.store(at + 2, stop, mask=mask)
-    tl.store(at + 3, parts, mask=mask)
-    tl.store(at + 4, further, mask=mask)
-    tl.store(at + 5, following, mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])

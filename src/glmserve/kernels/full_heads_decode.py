@@ -13,7 +13,7 @@ import functools
 import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
-from glmserve.kernels.decode_rows import KEYS, MOST_PARTS, NUM_PIECE_FIELDS, Pieces
+from glmserve.kernels.decode_pieces import KEYS, MOST_PARTS, NUM_PIECE_FIELDS, Pieces
 from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
 
 _STAGES = 3  # rounds of KEYS on their way at once; both measured (benchmarks/RESULTS.md)

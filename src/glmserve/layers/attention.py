@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 
 from glmserve.kernels.backend import on_gpu, use_triton
+from glmserve.kernels.decode_pieces import Pieces
 from glmserve.kernels.decode_rectangle import DecodeRectangle, attend_rectangle, decode_rectangle
-from glmserve.kernels.decode_rows import Pieces
 from glmserve.kernels.dense_prefill import dense_prefill_attention
 from glmserve.kernels.full_heads_decode import full_heads_decode
 from glmserve.kernels.paged_attention import paged_attention_torch

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from glmserve.kernels.decode_rows import num_more_programs
+from glmserve.kernels.decode_pieces import num_more_programs
 from glmserve.layers.attention import NewestTokens
 from glmserve.models.registry import Model
 from glmserve.models.spec import ModelSpec

@@ -6,7 +6,7 @@ import random
 
 import torch
 
-from glmserve.kernels.decode_rows import MOST_PARTS, num_more_programs, pieces_torch
+from glmserve.kernels.decode_pieces import MOST_PARTS, num_more_programs, pieces_torch
 
 
 def loads(lens: list[int], more_programs: int) -> tuple[list[int], list[int]]:
