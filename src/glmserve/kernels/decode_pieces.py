@@ -38,8 +38,8 @@ def num_more_programs(num_seqs: int, num_heads: int, key_bytes: int) -> int | No
     Few sequences do not keep the memory busy, so all are read in parts by more programs, the more the fewer bytes a key has.  Many do;
     there the programs of short sequences help with long ones when they have done.  More programs than are needed would do harm: those
     that find nothing have the GPU give some multiprocessors half as many again of the others.  With keys in fp8, and programs in several
-    waves, being ready to help costs 4% of a step of equal lengths; beyond 128 sequences they are not.  (Measured on an H200,
-    benchmarks/RESULTS.md.)
+    waves, being ready to help cost 4% of a step of equal lengths, so beyond 128 sequences they are not.  (Measured on an H200,
+    benchmarks/RESULTS.md, while that kernel spilled registers; it no longer does and was not timed since.)
     """
     if key_bytes == 1 and num_seqs > _MOST_SHARED_IN_FP8:
         return None

@@ -50,6 +50,7 @@ def full_heads_decode(
         finishes, to_finish, dtype = False, (cos, cos, cos), qkv.dtype
     num_seqs = qkv.shape[0]
     num_pieces = pieces.table.shape[0]
+    # How many parts are put together at a time: more take more registers, and where all have their own program few are long.
     merged = 0 if not num_pieces else MOST_PARTS if pieces.num_programs > num_seqs else 4
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
