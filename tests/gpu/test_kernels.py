@@ -35,11 +35,11 @@ def test_rotary_store(dtype: torch.dtype, num_tokens: int, heads: int, kv_heads:
 
 
 @pytest.mark.parametrize("by_head", [False, True])
-@pytest.mark.parametrize("splits", [None, (3, 20), (16, 12), (16, 0), (1, None)])
+@pytest.mark.parametrize("splits", [None, (3, 20), (16, 12), (16, 0), (32, 31)])
 @pytest.mark.parametrize("heads,dim,axes", [(32, 128, 2), (4, 16, 2), (2, 8, 2), (6, 64, 1)])
 @pytest.mark.parametrize("seq_lens", [[1], [1900], [1, 15, 0, 16, 17, 64, 65, 257, 1000]], ids=["one", "long", "mixed"])
 def test_full_heads_decode(
-    dtype: torch.dtype, seq_lens: list[int], heads: int, dim: int, axes: int, splits: tuple[int, int | None] | None, by_head: bool
+    dtype: torch.dtype, seq_lens: list[int], heads: int, dim: int, axes: int, splits: tuple[int, int] | None, by_head: bool
 ) -> None:
     cases.check_full_heads_decode(Device("cuda", dtype, seed=dim), seq_lens, heads, dim, axes, 16, by_head, splits)
 
@@ -91,7 +91,7 @@ def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
     on, fp8 = Device("cuda", dtype, seed=3), torch.float8_e4m3fn
     cases.check_rotary_store(on, 130, 4, 4, 16, 2, by_head, fp8)
     cases.check_rotary_store(on, 40, 9, 3, 64, 1, by_head, fp8)
-    for splits in ((16, 0), (16, 12), (1, None), None):
+    for splits in ((16, 0), (16, 12), (32, 23), None):
         for heads, dim in ((32, 128), (4, 16)):
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257], heads, dim, 2, 16, by_head, splits, fp8, finishes=True)

@@ -144,7 +144,7 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     tables = on.randn(positions, pairs, dtype=torch.float32), on.randn(positions, pairs, dtype=torch.float32)
     for seq_lens in (on.randint(positions, rows), on.randint(2, rows) * 1900 + 1, on.randint(10, rows) // 9 * 1900, on.randint(1, rows)):
         packed[:rows, decode_rows.SEQ_LEN] = seq_lens
-        for more in {decode_pieces.num_more_programs(rows, heads, 1) for heads in (2, 32)} | {0, None}:
+        for more in {decode_pieces.num_more_programs(rows, heads, 1) for heads in (2, 32)} | {0}:
             out = decode_rows.unpack_rows_triton(packed[:rows], last, *tables, axes, more)
             reference = decode_rows.unpack_rows_torch(packed[:rows], last, *tables, axes)
             pieces = decode_pieces.pieces_torch(out.seq_lens, more)
@@ -294,12 +294,12 @@ def _scaled_product(on: Device, num_tokens: int, width: int) -> scaled_rows.Scal
 
 def check_full_heads_decode(
     on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool,
-    splits: tuple[int, int | None] | None,
+    splits: tuple[int, int] | None,
     cache_dtype: torch.dtype | None = None, rounds: bool = False, finishes: bool = False,
 ) -> None:  # fmt: skip
     """Sequence length 0 is an unused row: its output is not looked at.  `finishes`: q|k|v comes as a product of fp8 levels.
 
-    splits: the most parts of a sequence, and how many more programs than sequences there are (None: no pieces); None: as when serving.
+    splits: the most parts of a sequence, and how many more programs than sequences there are; None: as when serving.
     """
     tables, num_blocks = _tables(on, seq_lens, block_size)
     cache = paged_cache(on, num_blocks, block_size, heads, dim, by_head, cache_dtype)
@@ -326,7 +326,7 @@ def check_full_heads_decode(
     else:
         pieces = decode_pieces.pieces_torch(lens, splits[1], splits[0])
     out = full_heads_decode.full_heads_decode(
-        given, angles.cos(), angles.sin(), *cache, slots, tables, lens, pieces, dim**-0.5, rounds
+        given, angles.cos(), angles.sin(), *cache, slots, tables, pieces, dim**-0.5, rounds
     )  # fmt: skip
     if isinstance(out, scaled_rows.ScaledRows):
         rounded = scaled_rows.scale_tiles_torch(reference)

@@ -79,13 +79,15 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "scaled_rows":
             cases.check_scaled_rows(on, 3, 100)
         case "full_heads_decode":
-            cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=(1, None))
-            cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=(1, None))
-            cases.check_full_heads_decode(on, [1, 17, 0], 2, 128, 2, 16, by_head, splits=(1, None), rounds=True)
-            cases.check_full_heads_decode(on, [1, 0, 19], 2, 32, 2, 16, by_head, splits=(1, None), finishes=True)
+            cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=(1, 0))
+            cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=(1, 0))
+            cases.check_full_heads_decode(on, [1, 17, 0], 2, 128, 2, 16, by_head, splits=(1, 0), rounds=True)
+            cases.check_full_heads_decode(on, [1, 0, 19], 2, 32, 2, 16, by_head, splits=(1, 0), finishes=True)
         case "full_heads_decode_split":
             cases.check_full_heads_decode(on, [1, 0, 130, 260], 2, 24, 1, 16, by_head, splits=(3, 7))
             cases.check_full_heads_decode(on, [300, 0, 130, 1, 260], 1, 32, 2, 16, by_head, splits=(16, 9))
+            cases.check_full_heads_decode(on, [300, 0], 1, 32, 2, 16, by_head, splits=(32, 31))
+            cases.check_full_heads_decode(on, [300, 70], 1, 32, 2, 16, by_head, splits=(16, 40))
             cases.check_full_heads_decode(on, [300, 0, 13, 1, 20, 200], 1, 32, 2, 16, by_head, splits=(16, 0))  # the short help the long
         case "decode_grouped":
             cases.check_decode(on, [5, 80], 6, 2, 64, 32, by_head, splits=2)

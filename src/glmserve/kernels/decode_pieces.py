@@ -13,10 +13,10 @@ import torch
 from glmserve.kernels.backend import tl, triton
 
 SEQUENCE, START, STOP, PARTS, FURTHER, NEXT, NUM_PIECE_FIELDS = range(7)  # columns of a piece
-MOST_PARTS = 16  # of a sequence
+MOST_PARTS = 32  # of a sequence
+MOST_PARTS_OF_SEVERAL = 16  # on average, where there is more than one
 KEYS = 8  # that `full_heads_decode` reads at once; a part begins at a multiple of it
 MOST_PROGRAMS_OF_FEW = 256  # a head
-_MOST_SHARED_IN_FP8 = 128  # sequences
 
 
 class Pieces(NamedTuple):
@@ -25,43 +25,38 @@ class Pieces(NamedTuple):
     table: int32 [pieces, NUM_PIECE_FIELDS].  A piece is the older keys from START to STOP of a SEQUENCE, one of its PARTS; those after the
     sequence's first are pieces FURTHER, FURTHER + 1 and so on.  Its program then takes the piece NEXT, or ends where that is -1.  The first
     pieces are the first parts of all sequences, in order, with no parts where a row is unused; any other piece with no parts is nobody's.
-    Without pieces a program reads a whole sequence.
     """
 
     table: torch.Tensor
     num_programs: int
 
 
-def num_more_programs(num_seqs: int, num_heads: int, key_bytes: int) -> int | None:
-    """How many programs a head shall begin beyond one a sequence, with keys of `key_bytes` a number; None: and each reads a whole one.
+def num_more_programs(num_seqs: int, num_heads: int, key_bytes: int) -> int:
+    """How many programs a head shall begin beyond one a sequence, with keys of `key_bytes` a number.
 
     Few sequences do not keep the memory busy, so all are read in parts by more programs, the more the fewer bytes a key has.  Many do;
     there the programs of short sequences help with long ones when they have done.  More programs than are needed would do harm: those
-    that find nothing have the GPU give some multiprocessors half as many again of the others.  With keys in fp8, and programs in several
-    waves, being ready to help cost 4% of a step of equal lengths, so beyond 128 sequences they are not.  (Measured on an H200,
-    benchmarks/RESULTS.md, while that kernel spilled registers; it no longer does and was not timed since.)
+    that find nothing have the GPU give some multiprocessors half as many again of the others.  A lone sequence is read in more parts than
+    each of several, whose parts cost more to put together.  (Measured on an H200, benchmarks/RESULTS.md.)
     """
-    if key_bytes == 1 and num_seqs > _MOST_SHARED_IN_FP8:
-        return None
     wanted = min(2048 // (num_heads * key_bytes), MOST_PROGRAMS_OF_FEW)
-    return min(wanted - num_seqs, num_seqs * (MOST_PARTS - 1)) if 2 * num_seqs <= wanted else 0
+    parts = MOST_PARTS if num_seqs == 1 else MOST_PARTS_OF_SEVERAL
+    return min(wanted, num_seqs * parts) - num_seqs if 2 * num_seqs <= wanted else 0
 
 
-def empty_pieces(num_seqs: int, more_programs: int | None, device: torch.device) -> Pieces:
-    """Room for the pieces of so many sequences, to be filled by `share_keys`; none where `more_programs` is None."""
-    num_pieces = 0 if more_programs is None else num_seqs + (more_programs or num_seqs)
-    return Pieces(torch.empty((num_pieces, NUM_PIECE_FIELDS), dtype=torch.int32, device=device), num_seqs + (more_programs or 0))
+def empty_pieces(num_seqs: int, more_programs: int, device: torch.device) -> Pieces:
+    """Room for the pieces of so many sequences, to be filled by `share_keys`."""
+    num_pieces = num_seqs + (more_programs or num_seqs)
+    return Pieces(torch.empty((num_pieces, NUM_PIECE_FIELDS), dtype=torch.int32, device=device), num_seqs + more_programs)
 
 
-def pieces_torch(seq_lens: torch.Tensor, more_programs: int | None, most_parts: int = MOST_PARTS) -> Pieces:
+def pieces_torch(seq_lens: torch.Tensor, more_programs: int, most_parts: int = MOST_PARTS) -> Pieces:
     """Who reads which keys of sequences of these lengths.  seq_lens: int32 [rows].
 
     With more programs than sequences these go to the sequences in proportion to their lengths.  Else a sequence is long that has more than
     one and a half times the mean; the programs of those with no more than the mean help, in proportion to what is beyond it.
     """
     lens, rows = seq_lens.tolist(), len(seq_lens)
-    if more_programs is None:
-        return empty_pieces(rows, None, seq_lens.device)
     if more_programs:
         helpers, counts = list(range(rows, rows + more_programs)), lens
     else:

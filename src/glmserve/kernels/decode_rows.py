@@ -31,7 +31,7 @@ class DecodeRows(NamedTuple):
 
 
 def unpack_rows(
-    packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int, more_programs: int | None
+    packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int, more_programs: int
 ) -> DecodeRows:
     """What the packed rows say.
 
@@ -51,7 +51,7 @@ def unpack_rows_torch(packed: torch.Tensor, last_token_ids: torch.Tensor, cos: t
 
 
 def unpack_rows_triton(
-    packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int, more_programs: int | None
+    packed: torch.Tensor, last_token_ids: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axes: int, more_programs: int
 ) -> DecodeRows:
     """The Triton path of `unpack_rows`: a program a row, and one that shares the keys."""
     rows, pairs = packed.shape[0], cos.shape[1]
@@ -66,8 +66,8 @@ def unpack_rows_triton(
         pieces,
     )
     most_pieces = max(2 * last_token_ids.shape[0], MOST_PROGRAMS_OF_FEW)  # of any step: Triton compiles for few and for many, no more
-    _unpack_rows_kernel[(rows + 1 if num_pieces else rows,)](
-        packed, last_token_ids, cos, sin, *out[:-1], pieces.table, packed.stride(0), rows, more_programs or 0,
+    _unpack_rows_kernel[(rows + 1,)](
+        packed, last_token_ids, cos, sin, *out[:-1], pieces.table, packed.stride(0), rows, more_programs,
         AXES=axes, PAIRS=pairs, BLOCK=next_power_of_2(axes * pairs),
         PIECES=_BLOCK if num_pieces <= _BLOCK else next_power_of_2(most_pieces), MOST_PARTS=MOST_PARTS, KEYS=KEYS,
         FIELDS=NUM_PIECE_FIELDS, num_warps=4,

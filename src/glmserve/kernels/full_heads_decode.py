@@ -13,7 +13,7 @@ import functools
 import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
-from glmserve.kernels.decode_pieces import KEYS, MOST_PARTS, NUM_PIECE_FIELDS, Pieces
+from glmserve.kernels.decode_pieces import KEYS, NUM_PIECE_FIELDS, Pieces
 from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
 
 _STAGES = 3  # rounds of KEYS on their way at once; both measured (benchmarks/RESULTS.md)
@@ -28,7 +28,6 @@ def full_heads_decode(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
     block_tables: torch.Tensor,
-    seq_lens: torch.Tensor,
     pieces: Pieces,
     scale: float,
     rounds: bool = False,
@@ -39,8 +38,7 @@ def full_heads_decode(
 
     qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v, or such rows as a product that is still to be finished; cos, sin:
     float32 [num_seqs, axes, pairs], contiguous, as in `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal
-    strides, a dense last axis; slot_mapping: int64 [num_seqs]; block_tables: int32 [num_seqs, max_blocks]; seq_lens: int32 [num_seqs], the
-    newest token included, 0 for an unused row; pieces: of these sequences.
+    strides, a dense last axis; slot_mapping: int64 [num_seqs]; block_tables: int32 [num_seqs, max_blocks]; pieces: of these sequences.
     """
     num_heads, head_dim = key_cache.shape[2:]
     if isinstance(qkv, ScaledProduct):
@@ -50,8 +48,8 @@ def full_heads_decode(
         finishes, to_finish, dtype = False, (cos, cos, cos), qkv.dtype
     num_seqs = qkv.shape[0]
     num_pieces = pieces.table.shape[0]
-    # How many parts are put together at a time: more take more registers, and where all have their own program few are long.
-    merged = 0 if not num_pieces else MOST_PARTS if pieces.num_programs > num_seqs else 4
+    # How many parts are put together at a time: more take more registers, and so leave room for fewer programs.
+    merged = 4 if pieces.num_programs == num_seqs else 32 if pieces.num_programs <= 32 else 16
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
     assert not rounds or head_dim == TILE
@@ -61,7 +59,7 @@ def full_heads_decode(
     part_scale = qkv.new_empty((num_pieces, num_heads), dtype=torch.float32)
     key_bytes = head_dim * key_cache.element_size()
     _full_heads_kernel[(num_heads, pieces.num_programs)](
-        qkv, *to_finish, cos, sin, key_cache, value_cache, slot_mapping, block_tables, seq_lens, pieces.table, out, out_scale,
+        qkv, *to_finish, cos, sin, key_cache, value_cache, slot_mapping, block_tables, pieces.table, out, out_scale,
         part_out, part_scale, _arrivals(num_seqs * num_heads, qkv.device),
         scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0), num_heads, num_seqs,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
@@ -81,7 +79,7 @@ def _arrivals(count: int, device: torch.device) -> torch.Tensor:
 
 @triton.jit(do_not_specialize=["num_seqs"])
 def _full_heads_kernel(
-    qkv_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr, seq_len_ptr,
+    qkv_ptr, row_scale_ptr, column_scale_ptr, bias_ptr, cos_ptr, sin_ptr, key_ptr, value_ptr, slot_ptr, table_ptr,
     piece_ptr, out_ptr, out_scale_ptr, part_ptr, part_scale_ptr, arrival_ptr,
     scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads, num_seqs,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -96,21 +94,16 @@ def _full_heads_kernel(
     sign = tl.where(place < PAIRS, -1.0, 1.0)
     angle = dim // (2 * PAIRS) * PAIRS + place % PAIRS
     piece = tl.program_id(1)
-    if MERGED > 0:
-        piece = _unless_nobodys(piece, piece_ptr, num_seqs, FIELDS)
+    if piece >= num_seqs:
+        piece = tl.where(tl.load(piece_ptr + piece * FIELDS + 3) > 0, piece, -1)  # unless it is nobody's
     while piece >= 0:
         # piece >> 24 is 0, which the compiler does not know: else it keeps whatever hangs on the head alone for a second piece, and spills
         head = tl.program_id(0) + (piece >> 24)
-        seq, start, parts, further, next_piece = piece, 0, 1, 0, -1
-        if MERGED > 0:
-            piece_at = piece_ptr + piece * FIELDS
-            if piece >= num_seqs:  # else known without waiting for the table
-                seq, start = tl.load(piece_at), tl.load(piece_at + 1)
-            stop, parts = tl.load(piece_at + 2), tl.load(piece_at + 3)
-            further, next_piece = tl.load(piece_at + 4), tl.load(piece_at + 5)
-        else:
-            seq_len = tl.load(seq_len_ptr + seq)
-            stop, parts = tl.maximum(seq_len - 1, 0), tl.minimum(seq_len, 1)
+        seq, start, piece_at = piece, 0, piece_ptr + piece * FIELDS
+        if piece >= num_seqs:  # else known without waiting for the table
+            seq, start = tl.load(piece_at), tl.load(piece_at + 1)
+        stop, parts = tl.load(piece_at + 2), tl.load(piece_at + 3)
+        further, next_piece = tl.load(piece_at + 4), tl.load(piece_at + 5)
         # What does not come from the kernel before this one is on its way while that one ends.
         cos = tl.load(cos_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0)
         sin = tl.load(sin_ptr + seq * AXES * PAIRS + angle, mask=dim_inside, other=0.0) * sign
@@ -169,7 +162,7 @@ def _full_heads_kernel(
         row = seq.to(tl.int64) * num_heads + head
         if parts <= 1:
             _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
-        elif MERGED > 0:
+        else:
             own_at = piece.to(tl.int64) * num_heads + head
             tl.store(part_ptr + own_at * HEAD_DIM + dim, mixed, mask=dim_inside)
             part_scale = tl.where(sum_all > 0, best_lane + tl.log2(tl.maximum(sum_all, 1e-30)), -1e30)
@@ -196,13 +189,6 @@ def _full_heads_kernel(
                 _store_head(merged, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
                 tl.store(arrival_ptr + row, 0)
         piece = next_piece
-
-
-@triton.jit
-def _unless_nobodys(piece, piece_ptr, num_seqs, FIELDS: tl.constexpr):
-    if piece >= num_seqs:
-        piece = tl.where(tl.load(piece_ptr + piece * FIELDS + 3) > 0, piece, -1)
-    return piece
 
 
 @triton.jit

@@ -134,7 +134,7 @@ class DecodeInputs:
 
     def __init__(
         self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device, num_soft_tokens: int,
-        more_programs: Callable[[int], int | None],
+        more_programs: Callable[[int], int],
     ) -> None:  # fmt: skip
         self.block_size = block_size
         self.num_soft_tokens = num_soft_tokens
