@@ -14,7 +14,6 @@ from glmserve.kernels import (
     few_rows_linear,
     full_heads_decode,
     greedy,
-    long_product,
     norm,
     one_row_linear,
     paged_attention,
@@ -158,19 +157,6 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     expected_last[packed[:rows, decode_rows.ROW]] = sampled.clamp(min=0)
     decode_rows.remember_ids_triton(packed, sampled, last)
     assert torch.equal(last, expected_last)
-
-
-def check_long_product(on: Device, rows: int, outputs: int, width: int) -> None:
-    """The number of rows differs from call to call."""
-    weight = scaled_rows.scale_rows_torch(on.randn(outputs, width)).values
-    for count in (rows, rows + 1, rows):
-        levels = scaled_rows.scale_rows_torch(on.randn(count, width)).values
-        assert long_product.serves_long_product(levels, weight)
-        product = long_product.long_product(levels, weight)
-        assert product.dtype == torch.bfloat16
-        assert_close(product, levels.float() @ weight.float().t(), torch.bfloat16)
-    for not_served in (levels[:8000], levels.t(), levels[1:, 64:]):
-        assert not long_product.serves_long_product(not_served, weight)
 
 
 def check_dequantize(on: Device, out_features: int, in_features: int, weight_format: str) -> None:

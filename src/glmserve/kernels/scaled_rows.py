@@ -1,6 +1,6 @@
 """Rows in 8-bit floats with scales: what goes into an fp8 matrix product, and what has to be done after one.
 
-The product of many rows has all scales 1, which makes it several times as fast as with scales by row (benchmarks/RESULTS.md); the
+The product of many rows is torch._scaled_mm with all scales 1, several times as fast as with scales by row (benchmarks/RESULTS.md); the
 scales are applied by whatever reads the product: the LayerNorm (`Summands`), or the passes here, which also add the bias and apply GELU.
 """
 
@@ -13,7 +13,6 @@ import torch
 
 from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch, short_gelu_tanh_of
 from glmserve.kernels.backend import interpreting, next_power_of_2, tl, triton
-from glmserve.kernels.long_product import long_product, serves_long_product
 
 LARGEST_FP8 = 448.0  # of float8_e4m3fn
 TILE = 128  # columns that share a scale where a row has several
@@ -62,13 +61,8 @@ def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
     x: scaled by row; weight: fp8 [out_features, width].  It accumulates fast: the sums' error is at most a
     tenth of that of rounding to fp8 (benchmarks/RESULTS.md).
     """
-    return long_product(x.values, weight) if serves_long_product(x.values, weight) else levels_product(x.values, weight)
-
-
-def levels_product(levels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """torch's product of fp8 [rows, width] and [out_features, width], in bfloat16."""
     one = _one(weight.device)
-    return torch._scaled_mm(levels, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 @functools.cache

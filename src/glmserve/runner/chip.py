@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from glmserve.kernels.scaled_rows import levels_product
+from glmserve.kernels.scaled_rows import ScaledRows, scaled_product
 from glmserve.models.floor import Chip
 
 _LEAST_COPY_BYTES = 2**26
@@ -54,7 +54,8 @@ def _product(device: torch.device, dtype: torch.dtype, width: int) -> Callable[[
         a, b = (torch.randn(width, width, device=device, dtype=dtype) for _ in range(2))
         return lambda: a @ b
     rows, weight = (torch.randn(width, width, device=device, dtype=torch.bfloat16).to(dtype) for _ in range(2))
-    return lambda: levels_product(rows, weight)
+    scaled = ScaledRows(rows, torch.ones(width, device=device))
+    return lambda: scaled_product(scaled, weight)
 
 
 def device_name(device: torch.device) -> str:
