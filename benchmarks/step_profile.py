@@ -104,7 +104,10 @@ class Greedy:
 
 
 def fill(loaded: LoadedEngine, contexts: list[int]) -> None:
-    """A request for each context length, with blocks of their own, in the persistent batch."""
+    """A request for each context length, with blocks of their own, in the persistent batch; their K and V are random.
+
+    How much power a card takes depends on the numbers, and at its limit its speed does.
+    """
     inputs, block_size, rows = loaded.runner.inputs, loaded.runner.pool.block_size, len(contexts)
     packed = inputs.packed
     packed.zero_()
@@ -115,6 +118,9 @@ def fill(loaded: LoadedEngine, contexts: list[int]) -> None:
         packed[row, NUM_FIELDS : NUM_FIELDS + blocks] = torch.arange(next_block, next_block + blocks, device=packed.device).int()
         next_block += blocks
         packed[row, SEQ_LEN], packed[row, SLOT] = context, (next_block - 1) * block_size + (context - 1) % block_size
+    for one in loaded.runner.pool.blocks.flatten(0, 1):  # K or V of a layer
+        for some in one[1:next_block].split(1024):
+            some.copy_(torch.randn(some.shape, dtype=torch.bfloat16, device=some.device))
 
 
 def floor_by_kind(loaded: LoadedEngine, contexts: list[int], chip: Chip) -> dict[str, float]:
