@@ -37,7 +37,7 @@ def num_more_programs(num_seqs: int, num_heads: int, key_bytes: int) -> int:
     Few sequences do not keep the memory busy, so all are read in parts by more programs, the more the fewer bytes a key has.  Many do;
     there the programs of short sequences help with long ones when they have done.  More programs than are needed would do harm: those
     that find nothing have the GPU give some multiprocessors half as many again of the others.  A lone sequence is read in more parts than
-    each of several, whose parts cost more to put together.  (Measured on an H200, benchmarks/RESULTS.md.)
+    each of several, to whom more bring nothing.  (Measured on an H200, benchmarks/RESULTS.md.)
     """
     wanted = min(2048 // (num_heads * key_bytes), MOST_PROGRAMS_OF_FEW)
     parts = MOST_PARTS if num_seqs == 1 else MOST_PARTS_OF_SEVERAL
