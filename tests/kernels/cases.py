@@ -325,9 +325,7 @@ def check_full_heads_decode(
         pieces = decode_pieces.pieces_torch(lens, decode_pieces.num_more_programs(len(seq_lens), heads, cache[0].itemsize))
     else:
         pieces = decode_pieces.pieces_torch(lens, splits[1], splits[0])
-    out = full_heads_decode.full_heads_decode(
-        given, angles.cos(), angles.sin(), *cache, slots, tables, pieces, dim**-0.5, rounds
-    )  # fmt: skip
+    out = full_heads_decode.full_heads_decode(given, angles.cos(), angles.sin(), *cache, slots, tables, pieces, dim**-0.5, rounds)
     if isinstance(out, scaled_rows.ScaledRows):
         rounded = scaled_rows.scale_tiles_torch(reference)
         assert_close(out.scale[used], rounded.scale, torch.bfloat16)

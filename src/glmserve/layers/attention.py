@@ -92,8 +92,8 @@ def attention(
     if decodes and use_triton(cache.key) and cache.key.shape[2] == num_heads:
         assert metadata.pieces is not None
         return full_heads_decode(
-            qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables,
-            metadata.pieces, scale, rounds and cache.key.shape[3] == TILE,
+            qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.pieces,
+            scale, rounds and cache.key.shape[3] == TILE,
         )  # fmt: skip
     query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
     if not on_gpu(query):
