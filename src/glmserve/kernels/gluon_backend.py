@@ -23,7 +23,9 @@ if HAS_GLUON:
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 else:
     gl = tma = mbarrier = fence_async_shared = warpgroup_mma = warpgroup_mma_wait = TensorDescriptor = None
-    gluon = SimpleNamespace(jit=lambda function=None, **_: function or (lambda decorated: decorated))
+    gluon = SimpleNamespace(
+        jit=lambda function=None, **_: function or (lambda decorated: decorated), constexpr_function=lambda function: function
+    )
 
 __all__ = [
     "HAS_GLUON",

@@ -27,7 +27,8 @@ _PROGRAMS = 128  # a power of two, for the counters
 _SPLITS = 4  # of the columns of the products that have fewer tiles than programs
 _HEIGHTS = (128, 128, 128, 32)  # weight rows of a box; a program has 96 of q|k|v, so three boxes
 _BOXES = 2  # a stage's, of 128 bytes of each weight row
-_IN_FLIGHT = 2  # stages of weights on their way at once: more make everything else wait in the memory's queue
+_IN_FLIGHT, _AHEAD = 2, 1  # stages of weights on their way, and while rows are waited for: more make all else wait in the memory's queue
+_HELD = {8: (4, 4), 16: (4, 4), 32: (5, 2), 64: (3, 1)}  # by rows: stages of weights in registers, in 16 bits and in fp8; more spill
 _FETCH_REGISTERS, _MEAN_REGISTERS = 24, 168
 
 
@@ -91,7 +92,7 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
     padded = max(8, next_power_of_2(rows))
     products = (layer.dense, layer.up, layer.down, layer.qkv)
     columns = 128 // values.element_size()
-    stages, row_stages = (5, 2) if padded > 32 else (6, 3)  # what fits in shared memory; at 32 rows in fp8 3 KB are left
+    stages, row_stages = (5, 3) if padded > 32 else (6, 3)  # what fits in shared memory; at 32 rows in fp8 3 KB are left
     layer_stream_kernel[(_PROGRAMS,)](
         *(boxes(x, padded, columns) for x in (values, normed, active, following)),
         *(boxes(product.weight, height, columns) for product, height in zip(products, _HEIGHTS, strict=True)),
@@ -100,7 +101,8 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
         residual, middle, normed, active, next_residual, following, qkv, new((_SPLITS, rows, hidden_size)),
         _meetings(residual.device), rows, layer.alpha, layer.epsilon,
         HIDDEN=hidden_size, INNER=inner_size, SPLITS=_SPLITS, BOXES=_BOXES, STAGES=stages, ROW_STAGES=row_stages, IN_FLIGHT=_IN_FLIGHT,
-        SCALED=scaled, FETCH_REGISTERS=_FETCH_REGISTERS, num_warps=8, maxnreg=_MEAN_REGISTERS, launch_pdl=True,
+        AHEAD=_AHEAD, HELD=_HELD[padded][scaled], SCALED=scaled, FETCH_REGISTERS=_FETCH_REGISTERS,
+        num_warps=8, maxnreg=_MEAN_REGISTERS, launch_pdl=True,
     )  # fmt: skip
     return qkv, next_residual
 

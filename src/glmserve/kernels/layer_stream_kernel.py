@@ -2,8 +2,9 @@
 
 A program lives from one attention to the next.  It has three partitions: one warp streams the weights of all four products through shared
 memory; one warp fetches the rows of each product as soon as all programs have written them; two warpgroups multiply, finish and normalise.
-While the programs wait for each other, weights go on arriving: shared memory takes 6 us of them ahead, which is nearly the wait.  Programs
-meet at counters in global memory, so all of them must run at the same time: there are 128, no more than multiprocessors.
+While the programs wait for each other, weights go on arriving: shared memory and the warpgroups' registers take 10 us of them ahead (7 us
+above 32 rows), which is nearly the wait.  Programs meet at counters in global memory, so all of them must run at the same time: there are
+128, no more than multiprocessors.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from glmserve.kernels.layer_stream_meetings import (
     count_when_all_met,
     meet,
 )
-from glmserve.kernels.layer_stream_steps import finish, gelu, normalise, product, store, store_active, store_part
+from glmserve.kernels.layer_stream_steps import gelu, hold, normalise, num_before_held, product, store, store_active, store_part
 
 
 def boxes(tensor: torch.Tensor, rows: int, columns: int) -> Any:
@@ -41,7 +42,8 @@ def layer_stream_kernel(
     dense_bias_ptr, up_bias_ptr, down_bias_ptr, qkv_bias_ptr, norm_weight_ptr, norm_bias_ptr, next_norm_weight_ptr, next_norm_bias_ptr,
     residual_ptr, middle_ptr, normed_ptr, active_ptr, next_residual_ptr, next_ptr, qkv_ptr, part_ptr, meeting_ptr, rows, alpha, epsilon,
     HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.constexpr,
-    ROW_STAGES: gl.constexpr, IN_FLIGHT: gl.constexpr, SCALED: gl.constexpr, FETCH_REGISTERS: gl.constexpr,
+    ROW_STAGES: gl.constexpr, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr, HELD: gl.constexpr, SCALED: gl.constexpr,
+    FETCH_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = mixed_desc.block_type.shape[0]
     COLUMNS: gl.constexpr = mixed_desc.block_type.shape[1]
@@ -61,9 +63,9 @@ def layer_stream_kernel(
     gl.warp_specialize(
         [
             (_compute, (rings, scales, column_scales, biases, norms, made, meeting_ptr, rows, alpha, epsilon, HIDDEN, INNER, SPLITS,
-                        SCALED)),
-            (_stream_weights, (dense_desc, up_desc, down_desc, qkv_desc, weight_ring, HIDDEN, INNER, SPLITS, IN_FLIGHT)),
-            (_stream_rows, (mixed_desc, normed_desc, active_desc, next_desc, row_ring, meeting_ptr, HIDDEN, INNER, SPLITS)),
+                        HELD, SCALED)),
+            (_stream_weights, (dense_desc, up_desc, down_desc, qkv_desc, weight_ring, HIDDEN, INNER, SPLITS, IN_FLIGHT, AHEAD)),
+            (_stream_rows, (mixed_desc, normed_desc, active_desc, next_desc, row_ring, meeting_ptr, HIDDEN, INNER, SPLITS, HELD, STAGES)),
         ],
         [1, 1],
         [FETCH_REGISTERS, FETCH_REGISTERS],
@@ -80,39 +82,48 @@ def _barriers(COUNT: gl.constexpr):
 
 @gluon.jit
 def _stream_weights(
-    dense_desc, up_desc, down_desc, qkv_desc, ring, HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, IN_FLIGHT: gl.constexpr
-):
+    dense_desc, up_desc, down_desc, qkv_desc, ring,
+    HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr,
+):  # fmt: skip
     """The warp that fetches weights.  They depend on nothing, so it begins before the kernel in front has ended.
 
-    No more than IN_FLIGHT stages are on their way: enough for the memory, and few enough for all else that passes it to be quick.
+    No more than IN_FLIGHT stages are on their way: enough for the memory, and few enough for all else that passes it to be quick.  While
+    programs wait for each other it is AHEAD stages, since the ring is full soon enough and a meeting takes as long as the memory's queue.
     """
     step = 0
-    step = _fetch(dense_desc, ring, step, IN_FLIGHT, HIDDEN, HIDDEN, SPLITS)
-    step = _fetch(up_desc, ring, step, IN_FLIGHT, INNER, HIDDEN, 1)
-    step = _fetch(down_desc, ring, step, IN_FLIGHT, HIDDEN, INNER, SPLITS)
-    step = _fetch(qkv_desc, ring, step, IN_FLIGHT, 3 * HIDDEN, HIDDEN, 1)
+    step = _fetch(dense_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, HIDDEN, HIDDEN, SPLITS)
+    step = _fetch(up_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, INNER, HIDDEN, 1)
+    step = _fetch(down_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, HIDDEN, INNER, SPLITS)
+    step = _fetch(qkv_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, 3 * HIDDEN, HIDDEN, 1)
 
 
 @gluon.jit
 def _stream_rows(
-    mixed_desc, normed_desc, active_desc, next_desc, ring, meeting_ptr, HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr
-):
-    """The warp that fetches rows, each kind when all programs have written their part of it."""
+    mixed_desc, normed_desc, active_desc, next_desc, ring, meeting_ptr,
+    HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, HELD: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The warp that fetches rows, each kind when all programs have written their part of it, in the order in which `product` takes them."""
     gdc_wait()
     step = 0
-    step = _fetch(mixed_desc, ring, step, 0, HIDDEN, HIDDEN, SPLITS)
+    step = _fetch(mixed_desc, ring, step, 0, 0, HELD, STAGES, HIDDEN, HIDDEN, SPLITS)
     count = count_when_all_met(meeting_ptr)
     meet(meeting_ptr, NORMED, count)
-    step = _fetch(normed_desc, ring, step, 0, INNER, HIDDEN, 1)
+    step = _fetch(normed_desc, ring, step, 0, 0, HELD, STAGES, INNER, HIDDEN, 1)
     meet(meeting_ptr, UP_DONE, count)
-    step = _fetch(active_desc, ring, step, 0, HIDDEN, INNER, SPLITS)
+    step = _fetch(active_desc, ring, step, 0, 0, HELD, STAGES, HIDDEN, INNER, SPLITS)
     meet(meeting_ptr, NEXT_NORMED, count)
-    step = _fetch(next_desc, ring, step, 0, 3 * HIDDEN, HIDDEN, 1)
+    step = _fetch(next_desc, ring, step, 0, 0, HELD, STAGES, 3 * HIDDEN, HIDDEN, 1)
 
 
 @gluon.jit
-def _fetch(desc, ring, step, IN_FLIGHT: gl.constexpr, OUT: gl.constexpr, IN: gl.constexpr, SPLITS: gl.constexpr):
-    """All boxes of one operand that this program's piece of a product needs, in order.  IN_FLIGHT: 0 for rows, which have no limit."""
+def _fetch(
+    desc, ring, step, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr, HELD: gl.constexpr, WEIGHT_STAGES: gl.constexpr,
+    OUT: gl.constexpr, IN: gl.constexpr, SPLITS: gl.constexpr,
+):  # fmt: skip
+    """All boxes of one operand that this program's piece of a product needs.
+
+    IN_FLIGHT, AHEAD: 0 for rows, which have no limit; HELD, WEIGHT_STAGES: 0 for weights, whose columns come in order.
+    """
     buffers, here, free = ring
     STAGES: gl.constexpr = here.shape[0]
     BOXES: gl.constexpr = buffers.shape[0] // STAGES
@@ -122,13 +133,18 @@ def _fetch(desc, ring, step, IN_FLIGHT: gl.constexpr, OUT: gl.constexpr, IN: gl.
     OUTPUTS: gl.constexpr = OUT * SPLITS // 128  # of each of the 128 programs
     IS_WEIGHT: gl.constexpr = IN_FLIGHT > 0
     HEIGHTS: gl.constexpr = OUTPUTS // HEIGHT if IS_WEIGHT else 1
+    COLUMN_STAGES: gl.constexpr = SPAN // (BOXES * COLUMNS)
+    FIRST: gl.constexpr = 0 if IS_WEIGHT else num_before_held(COLUMN_STAGES, HELD, WEIGHT_STAGES)
     first_row = gl.program_id(0) // SPLITS * OUTPUTS if IS_WEIGHT else 0
     first = gl.program_id(0) % SPLITS * SPAN
-    for at in range(first, first + SPAN, BOXES * COLUMNS):
+    for turn in range(COLUMN_STAGES):
+        place = gl.where(turn < FIRST, turn + HELD, gl.where(turn < FIRST + HELD, turn - FIRST, turn))
+        at = first + place * BOXES * COLUMNS
         slot = step % STAGES
         mbarrier.wait(free.index(slot), step // STAGES & 1 ^ 1)
         if IS_WEIGHT:
-            mbarrier.wait(here.index((step + STAGES - IN_FLIGHT) % STAGES), (step - IN_FLIGHT) // STAGES & 1, pred=step >= IN_FLIGHT)
+            before = step - gl.where(turn < 8, AHEAD, IN_FLIGHT)  # 8: about what is fetched while rows are waited for
+            mbarrier.wait(here.index((before + STAGES) % STAGES), before // STAGES & 1, pred=before >= 0)
         mbarrier.expect(here.index(slot), BOXES * HEIGHTS * desc.block_type.nbytes)
         for box in gl.static_range(BOXES):
             for part in gl.static_range(HEIGHTS):
@@ -143,7 +159,7 @@ def _fetch(desc, ring, step, IN_FLIGHT: gl.constexpr, OUT: gl.constexpr, IN: gl.
 @gluon.jit
 def _compute(
     rings, scales, column_scales, biases, norms, made, meeting_ptr, rows, alpha, epsilon,
-    HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, SCALED: gl.constexpr,
+    HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, HELD: gl.constexpr, SCALED: gl.constexpr,
 ):  # fmt: skip
     """The warpgroups: the layer, step by step."""
     mixed_scale_ptr, normed_scale_ptr, active_scale_ptr, next_scale_ptr = scales
@@ -153,33 +169,37 @@ def _compute(
     residual_ptr, middle_ptr, normed_ptr, active_ptr, next_residual_ptr, next_ptr, qkv_ptr, part_ptr = made
     TILES: gl.constexpr = 1 if SCALED else 0  # rows come with a scale for each tile of 128 columns
     WHOLE: gl.constexpr = 2 if SCALED else 0  # with one scale
+    step = 0
+    held = hold(rings, step, 0, HELD)
     gdc_wait()
     count = count_when_all_met(meeting_ptr)
-    step = 0
-    total, step = product(rings, step, mixed_scale_ptr, rows, HIDDEN, SPLITS, TILES)
-    store_part(total, part_ptr, dense_scale_ptr, rows, HIDDEN, SPLITS, SCALED)
+    total, step = product(rings, step, held, mixed_scale_ptr, dense_scale_ptr, dense_bias_ptr, rows, HIDDEN, HIDDEN, SPLITS, TILES)
+    store_part(total, part_ptr, rows, HIDDEN, SPLITS)
     arrive(meeting_ptr, DENSE_DONE, False)
+    held = hold(rings, step, 0, HELD // 2)  # else weights would stop coming to those that normalise; all are too many registers beside it
     if gl.program_id(0) < rows:
         normalise(part_ptr, dense_bias_ptr, residual_ptr, norm_weight_ptr, norm_bias_ptr, middle_ptr, normed_ptr, normed_scale_ptr,
                    meeting_ptr, DENSE_DONE, count, rows, alpha, epsilon, HIDDEN, SPLITS, SCALED)  # fmt: skip
     arrive(meeting_ptr, NORMED, True)
-    total, step = product(rings, step, normed_scale_ptr, rows, HIDDEN, 1, WHOLE)
-    total = finish(total, up_scale_ptr, up_bias_ptr, INNER // 128, SCALED)
+    held = held + hold(rings, step, HELD // 2, HELD)
+    total, step = product(rings, step, held, normed_scale_ptr, up_scale_ptr, up_bias_ptr, rows, INNER, HIDDEN, 1, WHOLE)
     store_active(gelu(total), active_ptr, active_scale_ptr, rows, INNER, SCALED)
     arrive(meeting_ptr, UP_DONE, True)
-    total, step = product(rings, step, active_scale_ptr, rows, INNER, SPLITS, TILES)
-    store_part(total, part_ptr, down_scale_ptr, rows, HIDDEN, SPLITS, SCALED)
+    held = hold(rings, step, 0, HELD)
+    total, step = product(rings, step, held, active_scale_ptr, down_scale_ptr, down_bias_ptr, rows, HIDDEN, INNER, SPLITS, TILES)
+    store_part(total, part_ptr, rows, HIDDEN, SPLITS)
     arrive(meeting_ptr, DOWN_DONE, False)
+    held = hold(rings, step, 0, HELD // 2)
     if gl.program_id(0) < rows:
         normalise(part_ptr, down_bias_ptr, middle_ptr, next_norm_weight_ptr, next_norm_bias_ptr, next_residual_ptr, next_ptr,
                    next_scale_ptr, meeting_ptr, DOWN_DONE, count, rows, alpha, epsilon, HIDDEN, SPLITS, SCALED)  # fmt: skip
     arrive(meeting_ptr, NEXT_NORMED, True)
-    total, step = product(rings, step, next_scale_ptr, rows, HIDDEN, 1, WHOLE)
+    held = held + hold(rings, step, HELD // 2, HELD)
+    total, step = product(rings, step, held, next_scale_ptr, qkv_scale_ptr, qkv_bias_ptr, rows, 3 * HIDDEN, HIDDEN, 1, WHOLE)
     # Attention's programs would settle unevenly if they came earlier, where these leave them little room: a step took up to 10% more.
     LATE: gl.constexpr = SCALED and total.shape[1] > 8
     if not LATE:
         gdc_launch_dependents()
-    total = finish(total, qkv_scale_ptr, qkv_bias_ptr, 3 * HIDDEN // 128, SCALED)
     store(total, qkv_ptr, rows, 3 * HIDDEN)
     if LATE:
         gdc_launch_dependents()
