@@ -34,7 +34,7 @@ def hold(rings, step, FIRST: gl.constexpr, HELD: gl.constexpr):
     for ahead in gl.static_range(FIRST, HELD):
         _wait(rings[0], step + ahead)
         for box in gl.static_range(BOXES):
-            held += (weights.index((step + ahead) % STAGES * BOXES + box).load(WEIGHT),)
+            held += (weights.index((step + ahead) % STAGES * BOXES + box).load(WEIGHT),)  # type: ignore[assignment]  # a tuple of another length
         gl.thread_barrier()
         _free(rings[0], step + ahead)
     return held
@@ -102,7 +102,7 @@ def _from_ring(total, rings, weight_step, row_step, at, ROW_SCALES: gl.constexpr
     _wait(rings[1], row_step)
     here = ()
     for box in gl.static_range(BOXES):
-        here += (weights.index(weight_step % STAGES * BOXES + box),)
+        here += (weights.index(weight_step % STAGES * BOXES + box),)  # type: ignore[assignment]
     total = _add_stage(total, here, rings, row_step, at, ROW_SCALES)
     gl.thread_barrier()  # both warpgroups have done with the stage
     _free(rings[0], weight_step)
