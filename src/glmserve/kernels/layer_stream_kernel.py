@@ -2,9 +2,9 @@
 
 A program lives from one attention to the next.  It has three partitions: one warp streams the weights of all four products through shared
 memory; one warp fetches the rows of each product as soon as all programs have written them; two warpgroups multiply, finish and normalise.
-While the programs wait for each other, weights go on arriving: shared memory and the warpgroups' registers take 10 us of them ahead (7 us
-above 32 rows), which is nearly the wait.  Programs meet at counters in global memory, so all of them must run at the same time: there are
-128, no more than multiprocessors.
+While the programs wait for each other, weights go on arriving: shared memory and the warpgroups' registers take 6 to 11 us of them ahead,
+which is nearly the wait.  Programs meet at counters in global memory, so all of them must run at the same time: there are 128, no more than
+multiprocessors.
 """
 
 from __future__ import annotations
