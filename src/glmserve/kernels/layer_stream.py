@@ -28,7 +28,7 @@ _SPLITS = 4  # of the columns of the products that have fewer tiles than program
 _HEIGHTS = (128, 128, 128, 32)  # weight rows of a box; a program has 96 of q|k|v, so three boxes
 _BOXES = 2  # a stage's, of 128 bytes of each weight row
 _IN_FLIGHT, _AHEAD = 2, 1  # stages of weights on their way, and while rows are waited for: more make all else wait in the memory's queue
-_HELD = {8: (4, 4), 16: (4, 4), 32: (5, 2), 64: (3, 1)}  # by rows: stages of weights in registers, in 16 bits and in fp8; more spill
+_HELD = {8: (4, 4), 16: (4, 4), 32: (5, 2), 64: (3, 1)}  # by rows: stages held in registers, in 16 bits and fp8; more spill or bring little
 _FETCH_REGISTERS, _MEAN_REGISTERS = 24, 168
 
 
