@@ -92,7 +92,7 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
     padded = max(8, next_power_of_2(rows))
     products = (layer.dense, layer.up, layer.down, layer.qkv)
     columns = 128 // values.element_size()
-    stages, row_stages = (5, 3) if padded > 32 else (6, 3)  # what fits in shared memory; at 32 rows in fp8 3 KB are left
+    stages, row_stages = (5, 3) if padded > 32 else (6, 3)  # what fits in shared memory; from 17 rows on in fp8 3 KB are left
     layer_stream_kernel[(_PROGRAMS,)](
         *(boxes(x, padded, columns) for x in (values, normed, active, following)),
         *(boxes(product.weight, height, columns) for product, height in zip(products, _HEIGHTS, strict=True)),
