@@ -61,12 +61,9 @@ class Stretch(NamedTuple):
 
 
 def serves_layer_stream(residual: torch.Tensor, dense: torch.Tensor, inner_size: int) -> bool:
-    """Whether `layer_stream` serves these rows, [rows, hidden_size].  dense: the weight of that product, [hidden_size, hidden_size].
-
-    One row of 16 bits stays with `one_row_linear`, which reads the weights at the speed of a copy.
-    """
+    """Whether `layer_stream` serves these rows, [rows, hidden_size].  dense: the weight of that product, [hidden_size, hidden_size]."""
     fits = dense.shape[0] == _HIDDEN_SIZE and inner_size == _INNER_SIZE
-    few = (1 if dense.dtype == torch.float8_e4m3fn else 2) <= residual.shape[0] <= _MOST_ROWS
+    few = residual.shape[0] <= _MOST_ROWS
     half = residual.dtype in (torch.float16, torch.bfloat16)  # float32 would not fit in shared memory
     streams = half and dense.dtype in (residual.dtype, torch.float8_e4m3fn) and HAS_GLUON
     return fits and few and streams and use_triton(dense) and is_hopper(dense.device) and num_multiprocessors(dense.device) >= _PROGRAMS
