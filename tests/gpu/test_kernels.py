@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from glmserve.kernels.gluon_backend import is_hopper
 from tests.kernels import cases, nucleus_cases, top_k_cases
 from tests.kernels.cases import Device
 
@@ -162,3 +163,10 @@ def test_scaled_few_rows(dtype: torch.dtype, rows: int, in_features: int, out_fe
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("8-bit floats came with sm_89")
     cases.check_scaled_few_rows(Device("cuda", dtype, seed=rows), rows, in_features, out_features)
+
+
+@pytest.mark.parametrize("rows,outputs,width", [(65, 16384, 4096), (16384, 12288, 4096), (8200, 4096, 16384), (9001, 384, 256)])
+def test_blas_products(dtype: torch.dtype, rows: int, outputs: int, width: int) -> None:
+    if dtype == torch.float32 or not is_hopper(torch.device("cuda", 0)):
+        pytest.skip("fp8 with a bias of 16 bits, on Hopper")
+    cases.check_blas_products(Device("cuda", dtype, seed=rows), rows, outputs, width)

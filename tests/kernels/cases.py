@@ -8,6 +8,7 @@ import torch
 
 from glmserve.kernels import (
     activation,
+    blas_product,
     decode_pieces,
     decode_rows,
     dense_prefill,
@@ -159,6 +160,24 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     assert torch.equal(last, expected_last)
 
 
+def check_blas_products(on: Device, rows: int, outputs: int, width: int) -> None:
+    """The number of rows differs from call to call, as do the bias and the scales."""
+    weight = scaled_rows.scale_rows_torch(on.randn(outputs, width)).values
+    for count in (rows, rows + 1, rows):
+        levels = scaled_rows.scale_rows_torch(on.randn(count, width)).values
+        assert blas_product.serves_blas_product(levels, weight)
+        product = blas_product.levels_product(levels, weight)
+        assert product.dtype == torch.bfloat16
+        assert_close(product, blas_product.levels_product_torch(levels, weight), torch.bfloat16)
+        row_scale, weight_scale, factor = (torch.tensor(number, device=on.name) for number in (count / 3e5, 30 / count / width**0.5, 16.0))
+        to = blas_product.GeluLevels(row_scale, weight_scale, on.randn(outputs), factor)
+        out, twin = blas_product.gelu_levels(levels, weight, to), blas_product.gelu_levels_torch(levels, weight, to)
+        exact = activation.gelu_tanh_torch((levels.float() @ weight.float().t()) * row_scale * weight_scale + to.bias.float()) * factor
+        assert relative_error(out, exact) <= 1.05 * relative_error(twin, exact) <= 0.04  # sums added up fast: a level may be the next one
+    for not_served in (levels.t(), levels[1:, width // 2 :]):
+        assert not blas_product.serves_blas_product(not_served, weight)
+
+
 def check_dequantize(on: Device, out_features: int, in_features: int, weight_format: str) -> None:
     weight, scale = packed_weight(on, weight_format, out_features, in_features)
     out, reference = (make(weight, scale, on.dtype) for make in (quantized_linear.dequantize_triton, quantized_linear.dequantize_torch))
@@ -169,19 +188,24 @@ def check_summed_layer_norm(on: Device, num_parts: int, num_tokens: int, hidden_
     """LayerNorm that finishes a product: parts, scales, bias."""
     scales = (on.randn(num_tokens, dtype=torch.float32).abs(), on.randn(hidden_size, dtype=torch.float32)) if scaled else (None, None)
     product = norm.Summands(on.randn(num_parts, num_tokens, hidden_size, dtype=torch.float32), on.randn(hidden_size), *scales)
-    arguments = (product, on.randn(num_tokens, hidden_size), 7.48, on.randn(hidden_size), on.randn(hidden_size), 1e-5)
-    assert_close(norm.residual_layer_norm_triton(*arguments), norm.residual_layer_norm_torch(*arguments), on.dtype)
+    arguments = (on.randn(num_tokens, hidden_size), 7.48, on.randn(hidden_size), on.randn(hidden_size), 1e-5)
+    given = [product]
+    if product.row_scale is not None:
+        given.append(product._replace(row_scale=product.row_scale[0].expand(num_tokens)))
+    for x in given:
+        assert_close(norm.residual_layer_norm_triton(x, *arguments), norm.residual_layer_norm_torch(x, *arguments), on.dtype)
 
 
 def check_scaled_layer_norm(on: Device, num_parts: int, num_tokens: int, hidden_size: int) -> None:
     """A LayerNorm that rounds its rows for the next product too."""
     given = norm.Summands(on.randn(num_parts, num_tokens, hidden_size), on.randn(hidden_size))
     arguments = (given, on.randn(num_tokens, hidden_size), 7.48, on.randn(hidden_size), on.randn(hidden_size), 1e-5)
-    out, rounded = norm.residual_layer_norm_scaled(*arguments)
-    reference, rounded_reference = norm.residual_layer_norm_scaled_torch(*arguments)
-    assert_close(out, reference, on.dtype)
-    assert_close(rounded.scale, rounded_reference.scale, torch.float16)
-    assert relative_error(rounded.numbers(), rounded_reference.numbers()) <= _ROUNDED_BOUND[on.name]
+    for fixed in (None, on.randn(1, dtype=torch.float32).abs()[0] / 50):
+        out, rounded = norm.residual_layer_norm_scaled(*arguments, fixed)
+        reference, rounded_reference = norm.residual_layer_norm_scaled_torch(*arguments, fixed)
+        assert_close(out, reference, on.dtype)
+        assert_close(rounded.scale, rounded_reference.scale, torch.float16)
+        assert relative_error(rounded.numbers(), rounded_reference.numbers()) <= _ROUNDED_BOUND[on.name]
 
 
 def check_scaled_few_rows(on: Device, rows: int, in_features: int, out_features: int) -> None:

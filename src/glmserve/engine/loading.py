@@ -79,6 +79,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
         fill_with_noise(model, spec, config.seed)
     else:
         load_weights(model, spec, folder, progress, ptuning_checkpoint)
+    model.finish_loading()
     soft_tokens = model.take_soft_tokens()
     rounded_to, spec = spec.layer_format, kept_on(device, spec)  # from here on the formats of `spec` tell of memory
     weights = _placement_of_weights(model, spec, device)

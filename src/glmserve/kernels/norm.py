@@ -15,7 +15,7 @@ class Summands(NamedTuple):
     """A matrix product whose last steps are left to the LayerNorm that reads it.
 
     The product is sum(parts) * row_scale * column_scale + bias.  parts: [parts, rows, out_features]; bias: [out_features];
-    row_scale: float32 [rows] and column_scale: float32 [out_features], both or neither.
+    row_scale: float32 [rows], or one number expanded to that, and column_scale: float32 [out_features], both or neither.
     """
 
     parts: torch.Tensor
@@ -59,21 +59,37 @@ def residual_layer_norm_triton(
 
 
 def residual_layer_norm_scaled(
-    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    x: torch.Tensor | Summands,
+    residual: torch.Tensor | None,
+    alpha: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    fixed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ScaledRows]:
-    """`residual_layer_norm`, and the same rows in fp8, scaled by row, for the product that comes next.  On a GPU."""
+    """`residual_layer_norm`, and the same rows in fp8 for the product that comes next.  On a GPU.
+
+    They are scaled by row, or all by `fixed`, float32 of one number.
+    """
     num_tokens, hidden_size = x.parts.shape[1:] if isinstance(x, Summands) else x.shape
     values = torch.empty((num_tokens, hidden_size), dtype=torch.float8_e4m3fn, device=weight.device)
-    scaled = ScaledRows(values, torch.empty(num_tokens, dtype=torch.float32, device=weight.device))
-    return _launch_layer_norm(x, residual, alpha, weight, bias, epsilon, scaled), scaled
+    scale = torch.empty(num_tokens, dtype=torch.float32, device=weight.device) if fixed is None else fixed.expand(num_tokens)
+    scaled = ScaledRows(values, scale)
+    return _launch_layer_norm(x, residual, alpha, weight, bias, epsilon, scaled, fixed is not None), scaled
 
 
 def residual_layer_norm_scaled_torch(
-    x: torch.Tensor | Summands, residual: torch.Tensor | None, alpha: float, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    x: torch.Tensor | Summands,
+    residual: torch.Tensor | None,
+    alpha: float,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    epsilon: float,
+    fixed: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ScaledRows]:
     """The plain twin of `residual_layer_norm_scaled`."""
     normed = _layer_norm_torch(x, residual, alpha, weight, bias, epsilon)
-    return normed.to(weight.dtype), scale_rows_torch(normed)
+    return normed.to(weight.dtype), scale_rows_torch(normed, fixed)
 
 
 def _layer_norm_torch(
@@ -92,6 +108,7 @@ def _launch_layer_norm(
     bias: torch.Tensor,
     epsilon: float,
     scaled: ScaledRows | None,
+    fixed: bool = False,
 ) -> torch.Tensor:
     given = x if isinstance(x, Summands) else Summands(x[None])
     num_parts, num_tokens, hidden_size = given.parts.shape
@@ -100,8 +117,9 @@ def _launch_layer_norm(
     _residual_layer_norm_kernel[(num_tokens,)](
         given.parts, _or(given.bias, weight), _or(given.row_scale, weight), _or(given.column_scale, weight), _or(residual, weight),
         alpha, weight, bias, out, *(scaled or (out, out)), num_tokens, hidden_size, epsilon,
+        0 if given.row_scale is None else given.row_scale.stride(0),
         PARTS=num_parts, ADDS_BIAS=given.bias is not None, SCALED=given.row_scale is not None, HAS_RESIDUAL=residual is not None,
-        ROUNDS=scaled is not None, BLOCK=block, num_warps=min(16, max(1, block // 512)), **early_start(out),
+        ROUNDS=scaled is not None, FIXED=fixed, BLOCK=block, num_warps=min(16, max(1, block // 512)), **early_start(out),
     )  # fmt: skip
     return out
 
@@ -151,9 +169,9 @@ def residual_rms_norm_triton(
 @triton.jit(do_not_specialize=["num_tokens"])
 def _residual_layer_norm_kernel(
     parts_ptr, product_bias_ptr, row_scale_ptr, column_scale_ptr, residual_ptr, alpha, weight_ptr, bias_ptr, out_ptr,
-    level_ptr, level_scale_ptr, num_tokens, hidden_size, epsilon,
+    level_ptr, level_scale_ptr, num_tokens, hidden_size, epsilon, row_scale_stride,
     PARTS: tl.constexpr, ADDS_BIAS: tl.constexpr, SCALED: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ROUNDS: tl.constexpr,
-    BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    FIXED: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     row = token * hidden_size
@@ -168,7 +186,7 @@ def _residual_layer_norm_kernel(
     for part in tl.static_range(1, PARTS):
         total += tl.load(parts_ptr + part * num_tokens * hidden_size + row + columns, mask=inside, other=0.0).to(tl.float32)
     if SCALED:
-        total *= tl.load(row_scale_ptr + token) * tl.load(column_scale_ptr + columns, mask=inside, other=0.0)
+        total *= tl.load(row_scale_ptr + token * row_scale_stride) * tl.load(column_scale_ptr + columns, mask=inside, other=0.0)
     if ADDS_BIAS:
         total += tl.load(product_bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
@@ -179,8 +197,11 @@ def _residual_layer_norm_kernel(
     normed = centred * inverse_deviation * weight + bias
     tl.store(out_ptr + row + columns, normed.to(out_ptr.dtype.element_ty), mask=inside)
     if ROUNDS:
-        scale = tl.maximum(tl.max(tl.abs(normed), axis=0) / 448.0, 1e-12)  # columns outside are 0
-        tl.store(level_scale_ptr + token, scale)
+        if FIXED:
+            scale = tl.load(level_scale_ptr)
+        else:
+            scale = tl.maximum(tl.max(tl.abs(normed), axis=0) / 448.0, 1e-12)  # columns outside are 0
+            tl.store(level_scale_ptr + token, scale)
         level = tl.minimum(tl.maximum(normed * (1.0 / scale), -448.0), 448.0)  # the product may be a rounding error larger
         tl.store(level_ptr + row + columns, level.to(level_ptr.dtype.element_ty), mask=inside)
 

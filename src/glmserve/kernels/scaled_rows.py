@@ -13,6 +13,7 @@ import torch
 
 from glmserve.kernels.activation import gelu_tanh_of, gelu_tanh_torch, short_gelu_tanh_of
 from glmserve.kernels.backend import interpreting, next_power_of_2, tl, triton
+from glmserve.kernels.blas_product import lasts, levels_product, serves_blas_product
 
 LARGEST_FP8 = 448.0  # of float8_e4m3fn
 TILE = 128  # columns that share a scale where a row has several
@@ -23,7 +24,7 @@ _BLOCK = 1024
 class ScaledRows(NamedTuple):
     """values: float8_e4m3fn [rows, width]; scale: float32 [rows], or [rows, width / TILE], one for each tile of columns.
 
-    The numbers are values * scale.
+    The numbers are values * scale.  Where all rows have one scale it is that number, expanded, so its stride is 0.
     """
 
     values: torch.Tensor
@@ -61,6 +62,8 @@ def scaled_product(x: ScaledRows, weight: torch.Tensor) -> torch.Tensor:
     x: scaled by row; weight: fp8 [out_features, width].  It accumulates fast: the sums' error is at most a
     tenth of that of rounding to fp8 (benchmarks/RESULTS.md).
     """
+    if lasts(x.values.shape[0]) and serves_blas_product(x.values, weight):
+        return levels_product(x.values, weight)
     one = _one(weight.device)
     return torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
@@ -90,10 +93,10 @@ def _finish_and_scale(
     )  # fmt: skip
 
 
-def scale_rows_torch(x: torch.Tensor) -> ScaledRows:
-    """The plain twin of `scale_rows`."""
-    scale = (x.float().abs().amax(dim=1) / LARGEST_FP8).clamp(min=_SMALLEST_SCALE)
-    return ScaledRows((x.float() / scale[:, None]).to(torch.float8_e4m3fn), scale)
+def scale_rows_torch(x: torch.Tensor, fixed: torch.Tensor | None = None) -> ScaledRows:
+    """The plain twin of `scale_rows`; with `fixed`, float32 of one number, that is every row's scale."""
+    scale = (x.float().abs().amax(dim=1) / LARGEST_FP8).clamp(min=_SMALLEST_SCALE) if fixed is None else fixed.expand(x.shape[0])
+    return ScaledRows((x.float() / scale[:, None]).clamp(-LARGEST_FP8, LARGEST_FP8).to(torch.float8_e4m3fn), scale)
 
 
 def scale_tiles_torch(x: torch.Tensor) -> ScaledRows:
@@ -124,8 +127,9 @@ def finish(
     rows, width = product.shape
     out = torch.empty_like(product, dtype=dtype)
     _finish_kernel[(rows, triton.cdiv(width, _BLOCK))](
-        product, row_scale, column_scale, row_scale if bias is None else bias, out, width, HAS_BIAS=bias is not None, BLOCK=_BLOCK
-    )
+        product, row_scale.contiguous(), column_scale, column_scale if bias is None else bias, out, width,
+        HAS_BIAS=bias is not None, BLOCK=_BLOCK,
+    )  # fmt: skip
     return out
 
 

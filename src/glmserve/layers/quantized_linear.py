@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from glmserve.kernels.activation import gelu_tanh
+from glmserve.kernels.blas_product import gelu_levels, serves_blas_product
 from glmserve.kernels.few_rows_linear import few_rows_linear, few_rows_parts, serves_few_rows
 from glmserve.kernels.layer_stream import Product
 from glmserve.kernels.norm import Summands
 from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
 from glmserve.kernels.quantized_linear import dequantize, quantized_linear_torch
 from glmserve.kernels.scaled_few_rows import scaled_few_rows, scaled_few_rows_gelu, scaled_few_rows_parts, serves_scaled_few_rows
-from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows, finish, finish_gelu, scale_rows, scaled_product
+from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows, finish, finish_gelu, scale_rows, scale_rows_torch, scaled_product
+from glmserve.layers.fixed_scales import FixedScales, fixed_scales, share_scale
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantization import PACKED_DTYPES, packed_columns
 from glmserve.protocol.weight_format import WeightFormat
@@ -27,6 +29,7 @@ from glmserve.protocol.weight_format import WeightFormat
 Way = Literal["one_row", "few_rows", "scaled", "dequantized", "plain"]
 
 _COLUMNS_OF_A_SCALED_PRODUCT = 16  # torch._scaled_mm takes whole sixteens
+_FEWEST_FIXED_ROWS = 65  # fewer have a kernel of their own
 
 
 def make_linear(in_features: int, out_features: int, weight_format: WeightFormat, bias: bool = True) -> Linear | QuantizedLinear:
@@ -47,6 +50,27 @@ class QuantizedLinear(nn.Module):
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.scale = nn.Parameter(torch.empty(out_features, 1, dtype=torch.float32), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self._fixed: FixedScales | None = None
+
+    def fix_scales(self, norm_weight: torch.Tensor, norm_bias: torch.Tensor) -> None:
+        """Once all weights are there: let the product of many rows apply GELU and round as it writes, where that is possible.
+
+        norm_weight, norm_bias: [in_features], of the LayerNorm whose rows it takes.
+        """
+        few = self.weight.new_zeros((_FEWEST_FIXED_ROWS, self.in_features)) if self.weight_format == "fp8" else None
+        if few is None or self.bias is None or self.bias.dtype == torch.float32 or not serves_blas_product(few, self.weight):
+            return
+        if share_scale(self.weight, self.scale):
+            self._fixed = fixed_scales(norm_weight, norm_bias, self.weight, self.scale, self.bias)
+        if self._fixed is not None:
+            try:
+                gelu_levels(few, self.weight, self._fixed.gelu)
+            except RuntimeError:  # another release of cuBLASLt may not have it
+                self._fixed = None
+
+    def fixed_row_scale(self, num_rows: int) -> torch.Tensor | None:
+        """The scale, float32 of one number, that so many rows have to have for `gelu`; None where each may have its own."""
+        return self._fixed.rows if self._fixed is not None and num_rows >= _FEWEST_FIXED_ROWS else None
 
     def forward(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]; in the bias' dtype where the rows are rounded already."""
@@ -64,8 +88,12 @@ class QuantizedLinear(nn.Module):
         if isinstance(x, torch.Tensor):
             if (way := self.way(x)) != "scaled" or self.bias is None:
                 return self._product(way, x, gelu=True)
-            x = scale_rows(x)
+            fixed = self.fixed_row_scale(len(x))
+            x = scale_rows(x) if fixed is None else scale_rows_torch(x, fixed)
         assert self.bias is not None
+        num_rows = len(x.values)
+        if self._fixed is not None and num_rows >= _FEWEST_FIXED_ROWS:
+            return ScaledRows(gelu_levels(x.values, self.weight, self._fixed.gelu), self._fixed.out.expand(num_rows))
         if self._is_few(x) and self.out_features % TILE == 0:
             return scaled_few_rows_gelu(x, self.weight, self.scale, self.bias)
         return finish_gelu(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias)

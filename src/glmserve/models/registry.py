@@ -55,6 +55,9 @@ class Model(Protocol):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size]."""
 
+    def finish_loading(self) -> None:
+        """Called once, when all weights are there."""
+
     def take_soft_tokens(self) -> torch.Tensor | None:
         """Trained keys and values for the front of every sequence, [num_soft_tokens, num_layers, 2, num_kv_heads, head_dim], once."""
 

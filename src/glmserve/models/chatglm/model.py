@@ -80,6 +80,13 @@ class ChatGLM(nn.Module):
         scores: torch.Tensor = self.lm_head(hidden)
         return scores
 
+    def finish_loading(self) -> None:
+        """All weights are there: what depends on them is settled."""
+        blocks: list[Block] = list(self.layers)  # type: ignore[arg-type]
+        for block in blocks:
+            norm = block.post_attention_layernorm
+            block.dense_h_to_4h.fix_scales(norm.weight, norm.bias)
+
     def take_soft_tokens(self) -> torch.Tensor | None:
         """P-Tuning's keys and values, [num_soft_tokens, num_layers, 2, num_heads, head_dim]; what made them is let go."""
         encoder, self.prefix_encoder = self.prefix_encoder, None
@@ -198,7 +205,8 @@ class LayerNorm(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | ScaledRows]:
         """The normalised rows, and the same as `product` takes them."""
         if product.takes_scaled(*_size(x)):
-            return residual_layer_norm_scaled(x, residual, ALPHA, self.weight, self.bias, self.epsilon)
+            fixed = product.fixed_row_scale(_size(x)[0])
+            return residual_layer_norm_scaled(x, residual, ALPHA, self.weight, self.bias, self.epsilon, fixed)
         normed = self(x, residual)
         return normed, normed
 

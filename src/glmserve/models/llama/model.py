@@ -59,6 +59,9 @@ class Llama(nn.Module):
         scores: torch.Tensor = self.lm_head(hidden)
         return scores
 
+    def finish_loading(self) -> None:
+        """Nothing depends on the weights."""
+
     def take_soft_tokens(self) -> torch.Tensor | None:
         """None: P-Tuning is ChatGLM's."""
         return None

@@ -1,0 +1,83 @@
+"""Scales that are known before a row is: nothing exceeds them, and what they round is as near as with scales of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from glmserve.kernels.blas_product import gelu_levels_torch
+from glmserve.kernels.scaled_rows import LARGEST_FP8, ScaledRows, finish_gelu_torch, scale_rows_torch
+from glmserve.layers.fixed_scales import fixed_scales, share_scale
+from glmserve.layers.quantization import quantize_rows
+
+WIDTH, OUTPUTS = 256, 192
+
+
+def random_layer(seed: int = 0, outlier: float = 1.0) -> tuple[torch.Tensor, ...]:
+    """norm weight, norm bias, weight and scale in fp8, bias.  `outlier`: how much one of the norm's weights is larger."""
+    draw = torch.Generator().manual_seed(seed)
+    norm_weight = 1 + 0.2 * torch.randn(WIDTH, generator=draw)
+    norm_weight[3] *= outlier
+    numbers = torch.randn(OUTPUTS, WIDTH, generator=draw) * WIDTH**-0.5 * torch.rand(OUTPUTS, 1, generator=draw).clamp(min=0.05)
+    weight, scale = quantize_rows(numbers, "fp8")
+    return norm_weight, 0.3 * torch.randn(WIDTH, generator=draw), weight, scale, 0.1 * torch.randn(OUTPUTS, generator=draw)
+
+
+def test_a_shared_scale_changes_no_number() -> None:
+    _, _, weight, scale, _ = random_layer()
+    numbers = weight.float() * scale
+    assert len(scale.unique()) > 1
+    assert share_scale(weight, scale)
+    assert len(scale.unique()) == 1
+    assert ((weight.float() * scale - numbers).abs() <= scale * 2.0**-10).all()  # half of the smallest level
+    large = numbers.abs() >= scale * 2.0**-6
+    assert torch.equal((weight.float() * scale)[large], numbers[large])
+
+
+def test_rows_too_different_keep_their_scales() -> None:
+    weight, scale = quantize_rows(torch.tensor([[1.0, 2.0], [0.001, 0.002]]), "fp8")
+    before = weight.float() * scale
+    assert not share_scale(weight, scale)
+    assert torch.equal(weight.float() * scale, before)
+
+
+@pytest.mark.parametrize("outlier", [1.0, 8.0])
+def test_nothing_exceeds_them(outlier: float) -> None:
+    """Rows of random numbers, rows of a single large one, and for each output the row that gives the most."""
+    norm_weight, norm_bias, weight, scale, bias = random_layer(outlier=outlier)
+    assert share_scale(weight, scale)
+    fixed = fixed_scales(norm_weight, norm_bias, weight, scale, bias)
+    assert fixed is not None
+    draw = torch.Generator().manual_seed(1)
+    worst = weight.float() * scale * norm_weight
+    rows = torch.cat((torch.randn(64, WIDTH, generator=draw), 1e4 * torch.eye(WIDTH), worst, -worst))
+    normed = F.layer_norm(rows, (WIDTH,), norm_weight, norm_bias, 0.0)
+    assert (normed.abs() <= fixed.rows * LARGEST_FP8).all()
+    x = scale_rows_torch(normed, fixed.rows)
+    out = (x.numbers() @ (weight.float() * scale).t() + bias).abs()
+    assert out.max() <= fixed.out * LARGEST_FP8
+    assert out.max() > fixed.out * LARGEST_FP8 / 3  # nor is more kept free than needs be
+
+
+@pytest.mark.parametrize("outlier", [1.0, 8.0])
+def test_they_round_as_well_as_scales_of_each_row(outlier: float) -> None:
+    norm_weight, norm_bias, weight, scale, bias = random_layer(outlier=outlier)
+    draw = torch.Generator().manual_seed(2)
+    normed = F.layer_norm(torch.randn(500, WIDTH, generator=draw), (WIDTH,), norm_weight, norm_bias)
+    exact = F.gelu(normed @ (weight.float() * scale).t() + bias, approximate="tanh")
+    x = scale_rows_torch(normed)
+    by_row = finish_gelu_torch(x.values.float() @ weight.float().t(), x.scale, scale[:, 0], bias)
+    assert share_scale(weight, scale)
+    fixed = fixed_scales(norm_weight, norm_bias, weight, scale, bias)
+    assert fixed is not None
+    x = scale_rows_torch(normed, fixed.rows)
+    together = ScaledRows(gelu_levels_torch(x.values, weight, fixed.gelu), fixed.out.expand(500))
+    errors = [float((out.numbers() - exact).norm() / exact.norm()) for out in (together, by_row)]
+    assert errors[0] < 1.15 * errors[1] < 0.06
+
+
+def test_there_are_none_where_they_would_be_coarse() -> None:
+    assert fixed_scales(*random_layer(outlier=1e5)) is None
+    norm_weight, norm_bias, weight, scale, bias = random_layer()
+    assert fixed_scales(norm_weight, norm_bias, weight, scale * 1e4, bias) is None
