@@ -127,12 +127,16 @@ def check_few_rows_linear(on: Device, rows: int, in_features: int, out_features:
 
 
 def check_greedy(on: Device, rows: int, vocab_size: int) -> None:
-    """Ties, a NaN, an infinity and the ends of the row among the cases."""
-    logits = on.randn(rows + 5, vocab_size).round(decimals=1)  # many equal scores
+    """Ties, a NaN, an infinity, both zeros, rows below zero and the ends of the row among the cases."""
+    logits = on.randn(rows + 8, vocab_size).round(decimals=1)  # many equal scores
+    logits[5] = -logits[5].abs() - 1
+    logits[6] = torch.zeros(vocab_size, dtype=on.dtype, device=on.name).index_fill(0, torch.tensor([0, 3], device=on.name), -0.0)
+    logits[7], logits[7, 0] = -float("nan"), 1.0
     logits[0, -1], logits[1, 0], logits[2, vocab_size // 2], logits[3, 1], logits[4, -1] = 99, 99, float("nan"), float("inf"), -float("inf")
     out = greedy.greedy_ids_triton(logits, -7)
     assert out.tolist() == greedy.greedy_ids_torch(logits.cpu(), -7).tolist()
     assert out[:5].tolist() == [vocab_size - 1, 0, -7, -7, -7]
+    assert out[6:8].tolist() == [0, -7]
 
 
 def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:

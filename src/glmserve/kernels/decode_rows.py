@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from glmserve.kernels.backend import next_power_of_2, tl, triton, use_triton
+from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton, use_triton
 from glmserve.kernels.decode_pieces import KEYS, MOST_PARTS, MOST_PROGRAMS_OF_FEW, NUM_PIECE_FIELDS, Pieces, empty_pieces, share_keys
 
 TOKEN_ID, ROW, POSITION, SECOND_POSITION, SLOT, SEQ_LEN, NUM_FIELDS = range(7)  # columns of a packed row; the block table follows
@@ -90,7 +90,9 @@ def remember_ids(packed: torch.Tensor, token_ids: torch.Tensor, last_token_ids: 
 def remember_ids_triton(packed: torch.Tensor, token_ids: torch.Tensor, last_token_ids: torch.Tensor) -> None:
     """The Triton path of `remember_ids`."""
     rows = token_ids.shape[0]
-    _remember_ids_kernel[(triton.cdiv(rows, _BLOCK),)](packed, token_ids, last_token_ids, packed.stride(0), rows, BLOCK=_BLOCK, num_warps=1)
+    _remember_ids_kernel[(triton.cdiv(rows, _BLOCK),)](
+        packed, token_ids, last_token_ids, packed.stride(0), rows, BLOCK=_BLOCK, num_warps=1, **early_start(token_ids)
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "more_programs"])
@@ -120,7 +122,10 @@ def _unpack_rows_kernel(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _remember_ids_kernel(packed_ptr, token_ptr, last_ptr, stride, rows, BLOCK: tl.constexpr):
+def _remember_ids_kernel(packed_ptr, token_ptr, last_ptr, stride, rows, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
     place = tl.load(packed_ptr + row.to(tl.int64) * stride + 1, mask=inside, other=0)

@@ -6,7 +6,14 @@ import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, tl, triton, use_triton
 
-_BLOCK = 4096
+_SHIFT = 12
+_BLOCK = 1 << _SHIFT
+# By the scores' dtype: integers of its size, their largest, and what they say where a score is infinite.
+_INTEGERS = {
+    torch.float32: (torch.int32, 0x7FFFFFFF, 0x7F800000),
+    torch.float16: (torch.int16, 0x7FFF, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7FFF, 0x7F80),
+}
 
 
 def greedy_ids(logits: torch.Tensor, invalid_id: int) -> torch.Tensor:
@@ -29,41 +36,49 @@ def greedy_ids_triton(logits: torch.Tensor, invalid_id: int) -> torch.Tensor:
     """The Triton path of `greedy_ids`: programs take pieces of a row, a second kernel compares their best."""
     rows, vocab_size = logits.shape
     pieces = triton.cdiv(vocab_size, _BLOCK)
-    best = logits.new_empty((rows, pieces), dtype=torch.float32)
-    index = logits.new_empty((rows, pieces), dtype=torch.int32)
+    best = logits.new_empty((rows, pieces), dtype=torch.int64 if logits.itemsize > 2 else torch.int32)
     out = logits.new_empty(rows, dtype=torch.int64)
+    integer, largest, infinity = _INTEGERS[logits.dtype]
     early = early_start(logits)
-    _best_of_piece_kernel[(rows, pieces)](logits, best, index, logits.stride(0), vocab_size, pieces, BLOCK=_BLOCK, num_warps=8, **early)
-    _best_of_row_kernel[(rows,)](best, index, out, pieces, invalid_id, PIECES=next_power_of_2(pieces), num_warps=1, **early)
+    _best_of_piece_kernel[(rows, pieces)](
+        logits.view(integer), best, logits.stride(0), vocab_size, pieces,
+        LARGEST=largest, INFINITY=infinity, SHIFT=_SHIFT, num_warps=8, **early,
+    )  # fmt: skip
+    _best_of_row_kernel[(rows,)](
+        best, out, pieces, invalid_id, PIECES=next_power_of_2(pieces), LARGEST=largest, SHIFT=_SHIFT, num_warps=1, **early
+    )
     return out
 
 
 @triton.jit
-def _best_of_piece_kernel(logits_ptr, best_ptr, index_ptr, row_stride, vocab_size, pieces, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def _best_of_piece_kernel(
+    bits_ptr, best_ptr, row_stride, vocab_size, pieces,
+    LARGEST: tl.constexpr, INFINITY: tl.constexpr, SHIFT: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """The largest of (score, places after it): each pair is one integer, so one comparison finds both.  What is no number is largest."""
     row, piece = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    column = piece * BLOCK + tl.arange(0, BLOCK)
-    inside = column < vocab_size
+    place = tl.arange(0, 1 << SHIFT)
+    inside = (piece << SHIFT) + place < vocab_size
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    score = tl.load(logits_ptr + row * row_stride + column, mask=inside, other=float("-inf")).to(tl.float32)
-    wrong = tl.max((inside & ~(tl.abs(score) < float("inf"))).to(tl.int32), axis=0)  # a NaN is not below infinity either
-    score = tl.where(inside & (score == score), score, float("-inf"))
-    best = tl.max(score, axis=0)
-    index = tl.min(tl.where(score == best, column, 2147483647), axis=0)
-    tl.store(best_ptr + row * pieces + piece, best)
-    tl.store(index_ptr + row * pieces + piece, tl.where(wrong > 0, -1, index))
+    bits = tl.load(bits_ptr + row * row_stride + (piece << SHIFT) + place, mask=inside, other=0).to(best_ptr.dtype.element_ty)
+    size = bits & LARGEST  # a float is its sign and its size; both zeros are one
+    score = tl.where(size < INFINITY, tl.where(bits < 0, -size, size), LARGEST + 1)
+    pair = (score << SHIFT) + ((1 << SHIFT) - 1 - place)
+    tl.store(best_ptr + row * pieces + piece, tl.max(tl.where(inside, pair, -(LARGEST << SHIFT)), axis=0))
 
 
 @triton.jit
-def _best_of_row_kernel(best_ptr, index_ptr, out_ptr, pieces, invalid_id, PIECES: tl.constexpr, EARLY: tl.constexpr):
+def _best_of_row_kernel(
+    best_ptr, out_ptr, pieces, invalid_id, PIECES: tl.constexpr, LARGEST: tl.constexpr, SHIFT: tl.constexpr, EARLY: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     piece = tl.arange(0, PIECES)
-    inside = piece < pieces
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    best = tl.load(best_ptr + row * pieces + piece, mask=inside, other=float("-inf"))
-    index = tl.load(index_ptr + row * pieces + piece, mask=inside, other=2147483647)
-    winner = tl.min(tl.where(inside & (best == tl.max(best, axis=0)), index, 2147483647), axis=0)
-    tl.store(out_ptr + row, tl.where(tl.min(index, axis=0) < 0, invalid_id, winner).to(tl.int64))
+    pair = tl.load(best_ptr + row * pieces + piece, mask=piece < pieces, other=-(LARGEST << SHIFT)).to(tl.int64)
+    column = ((piece + 1) << SHIFT) - 1 - (pair & ((1 << SHIFT) - 1))
+    best = tl.max(((pair >> SHIFT) << 31) + (0x7FFFFFFF - column), axis=0)  # columns are below 2^31
+    tl.store(out_ptr + row, tl.where((best >> 31) > LARGEST, invalid_id, 0x7FFFFFFF - (best & 0x7FFFFFFF)))
