@@ -32,6 +32,8 @@ def test_the_twin_is_a_layer_from_attention_to_attention(fp8: bool) -> None:
     qkv, out = layer_stream_torch(mixed, residual, layer)
     assert relative_error(out, following) < (0.01 if fp8 else 1e-5)  # fp8 rounds each product's rows
     assert relative_error(qkv, times(following, layer.qkv)) < (0.05 if fp8 else 1e-5)
+    nothing, end = layer_stream_torch(mixed, residual, layer._replace(qkv=None))
+    assert nothing is None and torch.equal(end, out)
 
 
 def test_a_cpu_takes_the_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

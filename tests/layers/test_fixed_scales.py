@@ -20,7 +20,7 @@ def random_layer(seed: int = 0, outlier: float = 1.0) -> tuple[torch.Tensor, ...
     norm_weight = 1 + 0.2 * torch.randn(WIDTH, generator=draw)
     norm_weight[3] *= outlier
     numbers = torch.randn(OUTPUTS, WIDTH, generator=draw) * WIDTH**-0.5 * torch.rand(OUTPUTS, 1, generator=draw).clamp(min=0.05)
-    weight, scale = quantize_rows(numbers, "fp8")
+    weight, scale = quantize_rows(numbers, "fp8", by_twos=True)
     return norm_weight, 0.3 * torch.randn(WIDTH, generator=draw), weight, scale, 0.1 * torch.randn(OUTPUTS, generator=draw)
 
 
@@ -36,7 +36,7 @@ def test_a_shared_scale_changes_no_number() -> None:
 
 
 def test_rows_too_different_keep_their_scales() -> None:
-    weight, scale = quantize_rows(torch.tensor([[1.0, 2.0], [0.001, 0.002]]), "fp8")
+    weight, scale = quantize_rows(torch.tensor([[1.0, 2.0], [0.001, 0.002]]), "fp8", by_twos=True)
     before = weight.float() * scale
     assert not share_scale(weight, scale)
     assert torch.equal(weight.float() * scale, before)

@@ -48,14 +48,17 @@ class Norm(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """What lies between two attentions: of one layer all after its attention, of the next all before."""
+    """What lies between two attentions: of one layer all after its attention, of the next all before.
+
+    After the last layer there is no q|k|v, and `next_norm` is the model's final one.
+    """
 
     dense: Product
     norm: Norm
     up: Product
     down: Product
     next_norm: Norm
-    qkv: Product
+    qkv: Product | None
     alpha: float
     epsilon: float
 
@@ -69,8 +72,8 @@ def serves_layer_stream(residual: torch.Tensor, dense: torch.Tensor, inner_size:
     return fits and few and streams and use_triton(dense) and is_hopper(dense.device) and num_multiprocessors(dense.device) >= _PROGRAMS
 
 
-def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer: Stretch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(q|k|v of the next layer [rows, 3 * hidden_size], its normalised input [rows, hidden_size]).
+def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer: Stretch) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """(q|k|v of the next layer [rows, 3 * hidden_size], its normalised input [rows, hidden_size]); None for q|k|v after the last layer.
 
     mixed: [rows, hidden_size], what attention gave; with fp8 weights rounded by tiles; residual: [rows, hidden_size], the normalised input
     of the layer.  Source: GLMBlock in modeling_chatglm.py.
@@ -85,9 +88,9 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
     scales = [new(0)] * 4
     if isinstance(mixed, ScaledRows):
         scales = [mixed.scale, new(rows), new((rows, inner_size // TILE)), new(rows)]
-    qkv = residual.new_empty((rows, 3 * hidden_size))
+    qkv = None if layer.qkv is None else residual.new_empty((rows, 3 * hidden_size))
     padded = max(8, next_power_of_2(rows))
-    products = (layer.dense, layer.up, layer.down, layer.qkv)
+    products = (layer.dense, layer.up, layer.down, layer.qkv or layer.dense)  # a kernel takes a pointer also for what it will not read
     columns = 128 // values.element_size()
     stages, row_stages = (5, 3) if padded > 32 else (6, 3)  # what fits in shared memory; from 17 rows on in fp8 3 KB are left
     layer_stream_kernel[(_PROGRAMS,)](
@@ -95,8 +98,8 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
         *(boxes(product.weight, height, columns) for product, height in zip(products, _HEIGHTS, strict=True)),
         *scales, *(scales[0] if product.scale is None else product.scale for product in products),
         *(product.bias for product in products), *layer.norm, *layer.next_norm,
-        residual, middle, normed, active, next_residual, following, qkv, new((_SPLITS, rows, hidden_size)),
-        _meetings(residual.device), rows, layer.alpha, layer.epsilon,
+        residual, middle, normed, active, next_residual, following, residual if qkv is None else qkv,
+        new((_SPLITS, rows, hidden_size)), _meetings(residual.device), rows, int(qkv is not None), layer.alpha, layer.epsilon,
         HIDDEN=hidden_size, INNER=inner_size, SPLITS=_SPLITS, BOXES=_BOXES, STAGES=stages, ROW_STAGES=row_stages, IN_FLIGHT=_IN_FLIGHT,
         AHEAD=_AHEAD, HELD=_HELD[padded][scaled], SCALED=scaled, FETCH_REGISTERS=_FETCH_REGISTERS,
         num_warps=8, maxnreg=_MEAN_REGISTERS, launch_pdl=True,
@@ -104,7 +107,9 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
     return qkv, next_residual
 
 
-def layer_stream_torch(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer: Stretch) -> tuple[torch.Tensor, torch.Tensor]:
+def layer_stream_torch(
+    mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer: Stretch
+) -> tuple[torch.Tensor | None, torch.Tensor]:
     """The plain twin, which rounds where the kernel does: `residual`'s dtype between the steps, fp8 in front of fp8 products."""
     dtype, scaled = residual.dtype, isinstance(mixed, ScaledRows)
     normalise = residual_layer_norm_scaled_torch if scaled else _layer_norm_torch
@@ -112,7 +117,7 @@ def layer_stream_torch(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor,
     active = gelu_tanh_torch(_times(rows, layer.up).total())
     down = _times(scale_tiles_torch(active) if scaled else active.to(dtype), layer.down)
     following, rows = normalise(down, middle, layer.alpha, *layer.next_norm, layer.epsilon)
-    return _times(rows, layer.qkv).total().to(dtype), following
+    return None if layer.qkv is None else _times(rows, layer.qkv).total().to(dtype), following
 
 
 def _layer_norm_torch(

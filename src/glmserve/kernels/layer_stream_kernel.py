@@ -35,12 +35,13 @@ def boxes(tensor: torch.Tensor, rows: int, columns: int) -> Any:
     return TensorDescriptor(tensor, list(tensor.shape), [tensor.stride(0), 1], [rows, columns], layout)
 
 
-@gluon.jit(do_not_specialize=["rows"])
+@gluon.jit(do_not_specialize=["rows", "goes_on"])
 def layer_stream_kernel(
     mixed_desc, normed_desc, active_desc, next_desc, dense_desc, up_desc, down_desc, qkv_desc,
     mixed_scale_ptr, normed_scale_ptr, active_scale_ptr, next_scale_ptr, dense_scale_ptr, up_scale_ptr, down_scale_ptr, qkv_scale_ptr,
     dense_bias_ptr, up_bias_ptr, down_bias_ptr, qkv_bias_ptr, norm_weight_ptr, norm_bias_ptr, next_norm_weight_ptr, next_norm_bias_ptr,
-    residual_ptr, middle_ptr, normed_ptr, active_ptr, next_residual_ptr, next_ptr, qkv_ptr, part_ptr, meeting_ptr, rows, alpha, epsilon,
+    residual_ptr, middle_ptr, normed_ptr, active_ptr, next_residual_ptr, next_ptr, qkv_ptr, part_ptr, meeting_ptr, rows, goes_on,
+    alpha, epsilon,
     HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.constexpr,
     ROW_STAGES: gl.constexpr, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr, HELD: gl.constexpr, SCALED: gl.constexpr,
     FETCH_REGISTERS: gl.constexpr,
@@ -62,10 +63,11 @@ def layer_stream_kernel(
     made = (residual_ptr, middle_ptr, normed_ptr, active_ptr, next_residual_ptr, next_ptr, qkv_ptr, part_ptr)
     gl.warp_specialize(
         [
-            (_compute, (rings, scales, column_scales, biases, norms, made, meeting_ptr, rows, alpha, epsilon, HIDDEN, INNER, SPLITS,
-                        HELD, SCALED)),
-            (_stream_weights, (dense_desc, up_desc, down_desc, qkv_desc, weight_ring, HIDDEN, INNER, SPLITS, IN_FLIGHT, AHEAD)),
-            (_stream_rows, (mixed_desc, normed_desc, active_desc, next_desc, row_ring, meeting_ptr, HIDDEN, INNER, SPLITS, HELD, STAGES)),
+            (_compute, (rings, scales, column_scales, biases, norms, made, meeting_ptr, rows, goes_on, alpha, epsilon, HIDDEN, INNER,
+                        SPLITS, HELD, SCALED)),
+            (_stream_weights, (dense_desc, up_desc, down_desc, qkv_desc, weight_ring, goes_on, HIDDEN, INNER, SPLITS, IN_FLIGHT, AHEAD)),
+            (_stream_rows, (mixed_desc, normed_desc, active_desc, next_desc, row_ring, meeting_ptr, goes_on, HIDDEN, INNER, SPLITS, HELD,
+                            STAGES)),
         ],
         [1, 1],
         [FETCH_REGISTERS, FETCH_REGISTERS],
@@ -82,7 +84,7 @@ def _barriers(COUNT: gl.constexpr):
 
 @gluon.jit
 def _stream_weights(
-    dense_desc, up_desc, down_desc, qkv_desc, ring,
+    dense_desc, up_desc, down_desc, qkv_desc, ring, goes_on,
     HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches weights.  They depend on nothing, so it begins before the kernel in front has ended.
@@ -94,12 +96,13 @@ def _stream_weights(
     step = _fetch(dense_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, HIDDEN, HIDDEN, SPLITS)
     step = _fetch(up_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, INNER, HIDDEN, 1)
     step = _fetch(down_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, HIDDEN, INNER, SPLITS)
-    step = _fetch(qkv_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, 3 * HIDDEN, HIDDEN, 1)
+    if goes_on != 0:
+        step = _fetch(qkv_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, 3 * HIDDEN, HIDDEN, 1)
 
 
 @gluon.jit
 def _stream_rows(
-    mixed_desc, normed_desc, active_desc, next_desc, ring, meeting_ptr,
+    mixed_desc, normed_desc, active_desc, next_desc, ring, meeting_ptr, goes_on,
     HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, HELD: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches rows, each kind when all programs have written their part of it, in the order in which `product` takes them."""
@@ -111,8 +114,9 @@ def _stream_rows(
     step = _fetch(normed_desc, ring, step, 0, 0, HELD, STAGES, INNER, HIDDEN, 1)
     meet(meeting_ptr, UP_DONE, count)
     step = _fetch(active_desc, ring, step, 0, 0, HELD, STAGES, HIDDEN, INNER, SPLITS)
-    meet(meeting_ptr, NEXT_NORMED, count)
-    step = _fetch(next_desc, ring, step, 0, 0, HELD, STAGES, 3 * HIDDEN, HIDDEN, 1)
+    if goes_on != 0:
+        meet(meeting_ptr, NEXT_NORMED, count)
+        step = _fetch(next_desc, ring, step, 0, 0, HELD, STAGES, 3 * HIDDEN, HIDDEN, 1)
 
 
 @gluon.jit
@@ -158,10 +162,10 @@ def _fetch(
 
 @gluon.jit
 def _compute(
-    rings, scales, column_scales, biases, norms, made, meeting_ptr, rows, alpha, epsilon,
+    rings, scales, column_scales, biases, norms, made, meeting_ptr, rows, goes_on, alpha, epsilon,
     HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, HELD: gl.constexpr, SCALED: gl.constexpr,
 ):  # fmt: skip
-    """The warpgroups: the layer, step by step."""
+    """The warpgroups: the layer, step by step.  goes_on: 1 where q|k|v of another layer follow, else 0."""
     mixed_scale_ptr, normed_scale_ptr, active_scale_ptr, next_scale_ptr = scales
     dense_scale_ptr, up_scale_ptr, down_scale_ptr, qkv_scale_ptr = column_scales
     dense_bias_ptr, up_bias_ptr, down_bias_ptr, qkv_bias_ptr = biases
@@ -189,17 +193,29 @@ def _compute(
     total, step = product(rings, step, held, active_scale_ptr, down_scale_ptr, down_bias_ptr, rows, HIDDEN, INNER, SPLITS, TILES)
     store_part(total, part_ptr, rows, HIDDEN, SPLITS)
     arrive(meeting_ptr, DOWN_DONE, False)
-    held = hold(rings, step, 0, HELD // 2)
+    ends = (part_ptr, down_bias_ptr, middle_ptr, next_norm_weight_ptr, next_norm_bias_ptr, next_residual_ptr, next_ptr, next_scale_ptr)
+    if goes_on != 0:
+        held = hold(rings, step, 0, HELD // 2)
+        _normalise_end(ends, meeting_ptr, count, rows, alpha, epsilon, HIDDEN, SPLITS, SCALED)
+        held = held + hold(rings, step, HELD // 2, HELD)
+        total, step = product(rings, step, held, next_scale_ptr, qkv_scale_ptr, qkv_bias_ptr, rows, 3 * HIDDEN, HIDDEN, 1, WHOLE)
+        # Attention's programs would settle unevenly if they came earlier, where these leave them little room: a step took up to 10% more.
+        LATE: gl.constexpr = SCALED and total.shape[1] > 8
+        if not LATE:
+            gdc_launch_dependents()
+        store(total, qkv_ptr, rows, 3 * HIDDEN)
+        if LATE:
+            gdc_launch_dependents()
+    else:
+        gdc_launch_dependents()
+        _normalise_end(ends, meeting_ptr, count, rows, alpha, epsilon, HIDDEN, SPLITS, SCALED)
+
+
+@gluon.jit
+def _normalise_end(ends, meeting_ptr, count, rows, alpha, epsilon, HIDDEN: gl.constexpr, SPLITS: gl.constexpr, SCALED: gl.constexpr):
+    """The LayerNorm after the layer, and telling of it."""
+    part_ptr, product_bias_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, level_ptr, level_scale_ptr = ends
     if gl.program_id(0) < rows:
-        normalise(part_ptr, down_bias_ptr, middle_ptr, next_norm_weight_ptr, next_norm_bias_ptr, next_residual_ptr, next_ptr,
-                   next_scale_ptr, meeting_ptr, DOWN_DONE, count, rows, alpha, epsilon, HIDDEN, SPLITS, SCALED)  # fmt: skip
+        normalise(part_ptr, product_bias_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, level_ptr, level_scale_ptr,
+                   meeting_ptr, DOWN_DONE, count, rows, alpha, epsilon, HIDDEN, SPLITS, SCALED)  # fmt: skip
     arrive(meeting_ptr, NEXT_NORMED, True)
-    held = held + hold(rings, step, HELD // 2, HELD)
-    total, step = product(rings, step, held, next_scale_ptr, qkv_scale_ptr, qkv_bias_ptr, rows, 3 * HIDDEN, HIDDEN, 1, WHOLE)
-    # Attention's programs would settle unevenly if they came earlier, where these leave them little room: a step took up to 10% more.
-    LATE: gl.constexpr = SCALED and total.shape[1] > 8
-    if not LATE:
-        gdc_launch_dependents()
-    store(total, qkv_ptr, rows, 3 * HIDDEN)
-    if LATE:
-        gdc_launch_dependents()

@@ -114,12 +114,15 @@ def _launch_layer_norm(
     num_parts, num_tokens, hidden_size = given.parts.shape
     out = weight.new_empty((num_tokens, hidden_size))
     block = next_power_of_2(hidden_size)
+    # Rounding waits for the whole row once more; fewer warps wait less, where there are rows enough to keep the memory busy meanwhile.
+    early = early_start(out)
+    numbers_a_warp = 1024 if scaled is not None and not early["EARLY"] else 512
     _residual_layer_norm_kernel[(num_tokens,)](
         given.parts, _or(given.bias, weight), _or(given.row_scale, weight), _or(given.column_scale, weight), _or(residual, weight),
         alpha, weight, bias, out, *(scaled or (out, out)), num_tokens, hidden_size, epsilon,
         0 if given.row_scale is None else given.row_scale.stride(0),
         PARTS=num_parts, ADDS_BIAS=given.bias is not None, SCALED=given.row_scale is not None, HAS_RESIDUAL=residual is not None,
-        ROUNDS=scaled is not None, FIXED=fixed, BLOCK=block, num_warps=min(16, max(1, block // 512)), **early_start(out),
+        ROUNDS=scaled is not None, FIXED=fixed, BLOCK=block, num_warps=min(16, max(1, block // numbers_a_warp)), **early,
     )  # fmt: skip
     return out
 

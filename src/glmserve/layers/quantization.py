@@ -49,18 +49,20 @@ def packed_columns(weight_format: WeightFormat, in_features: int) -> int:
     return in_features // 2
 
 
-def quantize_rows(rows: torch.Tensor, weight_format: WeightFormat) -> QuantizedRows:
-    """Round [rows, in_features] of any float dtype to the nearest level; what is largest in a row becomes the format's largest integer.
+def quantize_rows(rows: torch.Tensor, weight_format: WeightFormat, by_twos: bool = False) -> QuantizedRows:
+    """Round [rows, in_features] of any float dtype to the nearest level; what is largest in a row becomes the format's largest level.
 
     int8, as in the released checkpoints: max|w| becomes 127 or -127.  int4 has a level more below zero than above: the number of max|w|
-    becomes -8, if need be by a scale below zero, which loses less than the released -7 to 7 (docs/quantization.md).  fp8: the scale is the
-    power of two above, since a float is as fine wherever it lies, and such scales can be changed without rounding again.
+    becomes -8, if need be by a scale below zero, which loses less than the released -7 to 7 (docs/quantization.md).
+
+    by_twos: fp8 alone takes the power of two above as scale.  A float is as fine there, and such scales can be changed without rounding
+    again.
     """
     rows = rows.float()
     lowest, highest = _LEVELS[weight_format]
     extreme = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) if weight_format == "int4" else -rows.abs().amax(dim=1, keepdim=True)
     scale = torch.where(extreme.abs() < _NOTHING, 1.0, extreme / lowest)
-    if weight_format == "fp8":
+    if by_twos and weight_format == "fp8":
         scale = _power_of_two_above(scale)
     levels = rows / scale
     if weight_format == "fp8":

@@ -32,11 +32,17 @@ _COLUMNS_OF_A_SCALED_PRODUCT = 16  # torch._scaled_mm takes whole sixteens
 _FEWEST_FIXED_ROWS = 65  # fewer have a kernel of their own
 
 
-def make_linear(in_features: int, out_features: int, weight_format: WeightFormat, bias: bool = True) -> Linear | QuantizedLinear:
-    """The layer of that format, its tensors left uninitialised."""
+def make_linear(
+    in_features: int, out_features: int, weight_format: WeightFormat, bias: bool = True, scaled_by_twos: bool = False
+) -> Linear | QuantizedLinear:
+    """The layer of that format, its tensors left uninitialised.  scaled_by_twos: `by_twos` of `quantize_rows`."""
+    layer: Linear | QuantizedLinear
     if weight_format == "none":
-        return Linear(in_features, out_features, bias)
-    return QuantizedLinear(in_features, out_features, weight_format, bias)
+        layer = Linear(in_features, out_features, bias)
+    else:
+        layer = QuantizedLinear(in_features, out_features, weight_format, bias)
+    layer.scaled_by_twos = scaled_by_twos
+    return layer
 
 
 class QuantizedLinear(nn.Module):
@@ -50,13 +56,15 @@ class QuantizedLinear(nn.Module):
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.scale = nn.Parameter(torch.empty(out_features, 1, dtype=torch.float32), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self.scaled_by_twos = False
         self._fixed: FixedScales | None = None
 
     def fix_scales(self, norm_weight: torch.Tensor, norm_bias: torch.Tensor) -> None:
         """Once all weights are there: let the product of many rows apply GELU and round as it writes, where that is possible.
 
-        norm_weight, norm_bias: [in_features], of the LayerNorm whose rows it takes.
+        norm_weight, norm_bias: [in_features], of the LayerNorm whose rows it takes.  Its own scales are by twos.
         """
+        assert self.scaled_by_twos
         few = self.weight.new_zeros((_FEWEST_FIXED_ROWS, self.in_features)) if self.weight_format == "fp8" else None
         if few is None or self.bias is None or self.bias.dtype == torch.float32 or not serves_blas_product(few, self.weight):
             return

@@ -27,11 +27,13 @@ class ModelParameters:
         self._scales: dict[str, torch.Tensor] = {}  # by the name of the packed weight
         self._formats: dict[str, WeightFormat] = {}
         self._columns: dict[str, int] = {}
+        self._by_twos: dict[str, bool] = {}
         scale_names = set()
         for name, module in model.named_modules():
             if isinstance(module, (Linear, QuantizedLinear)):
                 self._formats[f"{name}.weight"] = spec.head_format if name == "lm_head" else spec.layer_format
                 self._columns[f"{name}.weight"] = module.in_features
+                self._by_twos[f"{name}.weight"] = module.scaled_by_twos
             if isinstance(module, QuantizedLinear):
                 self._scales[f"{name}.weight"] = module.scale
                 scale_names.add(f"{name}.scale")
@@ -59,7 +61,7 @@ class ModelParameters:
             part = part.to(parameter.device) if isinstance(part, torch.Tensor) else QuantizedRows(*(t.to(parameter.device) for t in part))
             if isinstance(part, QuantizedRows) and not part.is_of(weight_format):
                 part = part.dequantize(torch.float32)
-            packed = part if isinstance(part, QuantizedRows) else quantize_rows(part, weight_format)
+            packed = part if isinstance(part, QuantizedRows) else quantize_rows(part, weight_format, self._by_twos.get(name, False))
             self._write_packed(name, first_row + start, packed)
 
     def write_noise(self, name: str, std: float, generator: torch.Generator) -> None:

@@ -44,8 +44,7 @@ class ChatGLM(nn.Module):
     def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
         """token_ids: [num_tokens]; returns normalised hidden states [num_tokens, hidden_size]."""
         qkv, residual = self._run(token_ids, metadata, caches)
-        hidden: torch.Tensor = self.final_layernorm(*self._last.finish(qkv, residual, metadata, caches[-1]))
-        return hidden
+        return self._last.finish(qkv, residual, metadata, caches[-1], self.final_layernorm)
 
     def prefill(
         self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache], newest: NewestTokens | None
@@ -58,8 +57,7 @@ class ChatGLM(nn.Module):
         if newest is None:
             self._last.store(qkv, metadata, caches[-1])
             return None
-        hidden: torch.Tensor = self.final_layernorm(*self._last.finish_newest(qkv, residual, metadata, caches[-1], newest))
-        return hidden
+        return self._last.finish_newest(qkv, residual, metadata, caches[-1], newest, self.final_layernorm)
 
     def _run(
         self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]
@@ -120,11 +118,12 @@ class Block(nn.Module):
         super().__init__()
         hidden_size, kept = spec.hidden_size, spec.layer_format
         self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
+        self._is_fp8 = kept == "fp8"
         self.input_layernorm = LayerNorm(spec)
         self.query_key_value = make_linear(hidden_size, 3 * hidden_size, kept)  # rows reordered at load: all q, all k, all v
         self.dense = make_linear(hidden_size, hidden_size, kept)
         self.post_attention_layernorm = LayerNorm(spec)
-        self.dense_h_to_4h = make_linear(hidden_size, spec.intermediate_size, kept)
+        self.dense_h_to_4h = make_linear(hidden_size, spec.intermediate_size, kept, scaled_by_twos=True)
         self.dense_4h_to_h = make_linear(spec.intermediate_size, hidden_size, kept)
 
     def begin(self, x: torch.Tensor | Summands, residual: torch.Tensor | None) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
@@ -136,49 +135,60 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, following: Block
     ) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
         """(q|k|v, a) of the following block."""
-        streams = on_gpu(a) and serves_layer_stream(a, self.dense.weight, self.dense_h_to_4h.out_features)
-        rounds = streams and self.dense.weight.dtype == torch.float8_e4m3fn
-        mixed = self._attend(qkv, a, metadata, cache, rounds)
-        if streams and isinstance(mixed, ScaledRows) == rounds:  # attention over a prompt does not round
-            qkv, a = layer_stream(mixed, a, self._stretch_to(following))
-            return qkv.view(-1, 3 * self.num_heads, self.head_dim), a
+        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, self._rounds(a))
+        if self._streams(mixed, a):
+            next_qkv, a = layer_stream(mixed, a, self._stretch_to(following.input_layernorm, following.query_key_value))
+            assert next_qkv is not None
+            return next_qkv.view(-1, 3 * self.num_heads, self.head_dim), a
         return following.begin(*self._after_attention(mixed, a))
 
     def finish(
-        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache
-    ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
-        """(x, residual) for the LayerNorm after the last block."""
-        return self._after_attention(self._attend(qkv, a, metadata, cache), a)
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, final: LayerNorm
+    ) -> torch.Tensor:
+        """The last block: [num_tokens, hidden_size], normalised by the model's final LayerNorm."""
+        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, self._rounds(a))
+        return self._end(mixed, a, final)
 
     def finish_newest(
-        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, newest: NewestTokens
-    ) -> tuple[torch.Tensor | Summands, torch.Tensor]:
-        """`finish` for the newest tokens alone, [num_sampling, hidden_size] each; K and V of all are stored."""
+        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, newest: NewestTokens,
+        final: LayerNorm,
+    ) -> torch.Tensor:  # fmt: skip
+        """`finish` for the newest tokens alone, [num_sampling, hidden_size]; K and V of all are stored."""
         a = a.index_select(0, newest.rows)
-        rounds = self.dense.takes_tiles(*_size(a))  # as when decoding, for which the kernels are compiled at the start
+        rounds = self._rounds(a)  # as when decoding, for which the kernels are compiled at the start
         mixed = attention_of_newest(qkv, cache, metadata, newest, self.num_heads, self.head_dim**-0.5, rounds)
-        return self._after_attention(mixed, a)
+        return self._end(mixed, a, final)
 
     def store(self, qkv: torch.Tensor | ScaledProduct, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
         store_keys_and_values(qkv, cache, metadata, self.num_heads)
 
-    def _attend(
-        self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, rounds: bool = False
-    ) -> torch.Tensor | ScaledRows:
-        """`rounds`: to fp8 even where the dense product by itself would take the rows as they are."""
-        rounds = rounds or self.dense.takes_tiles(*_size(a))
-        return attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, rounds)
+    def _rounds(self, a: torch.Tensor) -> bool:
+        """Whether attention had better round what it gives to fp8."""
+        return self.dense.takes_tiles(*_size(a)) or (self._is_fp8 and self._fits_stream(a))
+
+    def _streams(self, mixed: torch.Tensor | ScaledRows, a: torch.Tensor) -> bool:
+        """Whether what follows attention is one kernel.  Attention over a prompt does not round, which that kernel wants in fp8."""
+        return self._fits_stream(a) and isinstance(mixed, ScaledRows) == self._is_fp8
+
+    def _fits_stream(self, a: torch.Tensor) -> bool:
+        return on_gpu(a) and serves_layer_stream(a, self.dense.weight, self.dense_h_to_4h.out_features)
+
+    def _end(self, mixed: torch.Tensor | ScaledRows, a: torch.Tensor, final: LayerNorm) -> torch.Tensor:
+        if self._streams(mixed, a):
+            return layer_stream(mixed, a, self._stretch_to(final, None))[1]
+        hidden: torch.Tensor = final(*self._after_attention(mixed, a))
+        return hidden
 
     def _after_attention(self, mixed: torch.Tensor | ScaledRows, a: torch.Tensor) -> tuple[torch.Tensor | Summands, torch.Tensor]:
         b, rows = self.post_attention_layernorm.for_product(self.dense_h_to_4h, self.dense.summands(mixed), a)
         return self.dense_4h_to_h.summands(self.dense_h_to_4h.gelu(rows)), b
 
-    def _stretch_to(self, following: Block) -> Stretch:
-        norm, next_norm = self.post_attention_layernorm, following.input_layernorm
+    def _stretch_to(self, next_norm: LayerNorm, next_product: Linear | QuantizedLinear | None) -> Stretch:
+        norm = self.post_attention_layernorm
         return Stretch(
             self.dense.as_product(), Norm(norm.weight, norm.bias), self.dense_h_to_4h.as_product(), self.dense_4h_to_h.as_product(),
-            Norm(next_norm.weight, next_norm.bias), following.query_key_value.as_product(), ALPHA, norm.epsilon,
+            Norm(next_norm.weight, next_norm.bias), None if next_product is None else next_product.as_product(), ALPHA, norm.epsilon,
         )  # fmt: skip
 
     def _qkv(self, rows: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledProduct:
