@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from glmserve.kernels.blas_product import gelu_levels_torch
+from glmserve.kernels.blas_product import GeluLevels, gelu_levels_torch
 from glmserve.kernels.scaled_rows import LARGEST_FP8, ScaledRows, finish_gelu_torch, scale_rows_torch
+from glmserve.layers import quantized_linear
 from glmserve.layers.fixed_scales import fixed_scales, share_scale
 from glmserve.layers.quantization import quantize_rows
+from glmserve.layers.quantized_linear import QuantizedLinear, make_linear
 
 WIDTH, OUTPUTS = 256, 192
 
@@ -81,3 +83,47 @@ def test_there_are_none_where_they_would_be_coarse() -> None:
     assert fixed_scales(*random_layer(outlier=1e5)) is None
     norm_weight, norm_bias, weight, scale, bias = random_layer()
     assert fixed_scales(norm_weight, norm_bias, weight, scale * 1e4, bias) is None
+
+
+@pytest.fixture
+def layer() -> QuantizedLinear:
+    """The random layer's product, as a loader leaves it."""
+    _, _, weight, scale, bias = random_layer()
+    layer = make_linear(WIDTH, OUTPUTS, "fp8", scaled_by_twos=True)
+    assert isinstance(layer, QuantizedLinear) and layer.bias is not None
+    layer.weight.copy_(weight)
+    layer.scale.copy_(scale)
+    layer.bias = torch.nn.Parameter(bias.bfloat16(), requires_grad=False)
+    return layer
+
+
+def test_a_layer_multiplies_many_rows_by_them(layer: QuantizedLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized_linear, "serves_blas_product", lambda levels, weight: True)
+    monkeypatch.setattr(quantized_linear, "gelu_levels", gelu_levels_torch)
+    numbers = layer.weight.float() * layer.scale
+    norm_weight, norm_bias = random_layer()[:2]
+    layer.fix_scales(norm_weight, norm_bias)
+    assert len(layer.scale.unique()) == 1
+    assert layer.fixed_row_scale(64) is None
+    scale = layer.fixed_row_scale(65)
+    assert scale is not None
+    normed = F.layer_norm(torch.randn(65, WIDTH, generator=torch.Generator().manual_seed(3)), (WIDTH,), norm_weight, norm_bias)
+    out = layer.gelu(scale_rows_torch(normed, scale))
+    assert isinstance(out, ScaledRows) and out.values.shape == (65, OUTPUTS) and out.scale.shape == (65,)
+    assert layer.bias is not None
+    exact = F.gelu(normed @ numbers.t() + layer.bias.float(), approximate="tanh")
+    assert (out.numbers() - exact).norm() < 0.06 * exact.norm()
+
+
+def _refuses(levels: torch.Tensor, weight: torch.Tensor, to: GeluLevels) -> torch.Tensor:
+    raise RuntimeError("cublasLtMatmulAlgoGetHeuristic failed with status 15.")
+
+
+def test_without_the_product_each_row_keeps_its_scale(layer: QuantizedLinear, monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = layer.scale.clone()
+    layer.fix_scales(*random_layer()[:2])
+    assert layer.fixed_row_scale(1000) is None and torch.equal(layer.scale, scales), "no GPU, so nothing to gain"
+    monkeypatch.setattr(quantized_linear, "serves_blas_product", lambda levels, weight: True)
+    monkeypatch.setattr(quantized_linear, "gelu_levels", _refuses)
+    layer.fix_scales(*random_layer()[:2])
+    assert layer.fixed_row_scale(1000) is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmserve.kernels import backend, few_rows_linear, gluon_backend, hopper_prefill, layer_stream
+from glmserve.kernels import backend, blas_product, few_rows_linear, gluon_backend, hopper_prefill, layer_stream
 from glmserve.layers import quantized_linear
 from glmserve.layers.quantized_linear import QuantizedLinear
 
@@ -68,6 +68,21 @@ def test_a_layer_is_one_launch_on_a_large_hopper_alone(chip: str, multiprocessor
     assert not layer_stream.serves_layer_stream(rows(8, torch.float32), dense, 16384), "too large for shared memory"
     dense.dtype = torch.int8
     assert not layer_stream.serves_layer_stream(rows(8), dense, 16384)
+
+
+def test_gelu_is_part_of_an_fp8_product_on_hopper_alone(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def levels(*shape: int, address: int = 256, dense: bool = True) -> Any:
+        place = {"data_ptr": lambda: address, "is_contiguous": lambda: dense}
+        return SimpleNamespace(is_cuda=True, shape=shape, device=torch.device("cuda", 0), **place)
+
+    weight = levels(16384, 4096)
+    monkeypatch.setattr(blas_product, "_library", lambda: object())
+    assert blas_product.serves_blas_product(levels(300, 4096), weight) is (chip == "H100")
+    for not_served in (levels(300, 4096, address=264), levels(300, 4096, dense=False)):
+        assert not blas_product.serves_blas_product(not_served, weight)
+    assert not blas_product.serves_blas_product(levels(300, 4100), levels(16384, 4100))
+    monkeypatch.setattr(blas_product, "_library", lambda: None)
+    assert not blas_product.serves_blas_product(levels(300, 4096), weight), "another CUDA than torch was built for"
 
 
 @pytest.mark.parametrize("form", [0, 2, 3])
