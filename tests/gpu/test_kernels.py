@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glmserve.kernels.gluon_backend import is_hopper
-from tests.kernels import cases, nucleus_cases, top_k_cases
+from tests.kernels import cases, nucleus_cases, scaled_cases, top_k_cases
 from tests.kernels.cases import Device
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -149,12 +149,12 @@ def test_summed_layer_norm(dtype: torch.dtype, num_parts: int, num_tokens: int, 
 
 @pytest.mark.parametrize("rows,width", [(1, 64), (300, 4096), (257, 16384)])
 def test_scaled_rows(dtype: torch.dtype, rows: int, width: int) -> None:
-    cases.check_scaled_rows(Device("cuda", dtype, seed=width), rows, width)
+    scaled_cases.check_scaled_rows(Device("cuda", dtype, seed=width), rows, width)
 
 
 @pytest.mark.parametrize("num_parts,num_tokens,hidden_size", [(1, 300, 4096), (4, 64, 4096), (2, 7, 100)])
 def test_scaled_layer_norm(dtype: torch.dtype, num_parts: int, num_tokens: int, hidden_size: int) -> None:
-    cases.check_scaled_layer_norm(Device("cuda", dtype, seed=num_parts), num_parts, num_tokens, hidden_size)
+    scaled_cases.check_scaled_layer_norm(Device("cuda", dtype, seed=num_parts), num_parts, num_tokens, hidden_size)
 
 
 @pytest.mark.parametrize("rows", [2, 16, 17, 33, 64])
@@ -162,11 +162,11 @@ def test_scaled_layer_norm(dtype: torch.dtype, num_parts: int, num_tokens: int, 
 def test_scaled_few_rows(dtype: torch.dtype, rows: int, in_features: int, out_features: int) -> None:
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("8-bit floats came with sm_89")
-    cases.check_scaled_few_rows(Device("cuda", dtype, seed=rows), rows, in_features, out_features)
+    scaled_cases.check_scaled_few_rows(Device("cuda", dtype, seed=rows), rows, in_features, out_features)
 
 
 @pytest.mark.parametrize("rows,outputs,width", [(65, 16384, 4096), (16384, 12288, 4096), (8200, 4096, 16384), (9001, 384, 256)])
 def test_blas_products(dtype: torch.dtype, rows: int, outputs: int, width: int) -> None:
     if dtype == torch.float32 or not is_hopper(torch.device("cuda", 0)):
         pytest.skip("fp8 with a bias of 16 bits, on Hopper")
-    cases.check_blas_products(Device("cuda", dtype, seed=rows), rows, outputs, width)
+    scaled_cases.check_blas_products(Device("cuda", dtype, seed=rows), rows, outputs, width)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from tests.kernels import cases, nucleus_cases, top_k_cases
+from tests.kernels import cases, nucleus_cases, scaled_cases, top_k_cases
 from tests.kernels.cases import Device
 
 
@@ -72,12 +72,12 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
             cases.check_summed_layer_norm(on, 4, 3, 96, scaled=by_head)
             cases.check_summed_layer_norm(on, 1, 2, 64, scaled=not by_head)
         case "scaled_layer_norm":
-            cases.check_scaled_layer_norm(on, 3, 3, 96)
+            scaled_cases.check_scaled_layer_norm(on, 3, 3, 96)
         case "scaled_few_rows":
-            cases.check_scaled_few_rows(on, 3, 256, 70)
-            cases.check_scaled_few_rows(on, 17, 1024, 128)
+            scaled_cases.check_scaled_few_rows(on, 3, 256, 70)
+            scaled_cases.check_scaled_few_rows(on, 17, 1024, 128)
         case "scaled_rows":
-            cases.check_scaled_rows(on, 3, 100)
+            scaled_cases.check_scaled_rows(on, 3, 100)
         case "full_heads_decode":
             cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=(1, 0))
             cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=(1, 0))
