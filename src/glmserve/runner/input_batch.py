@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate, chain, islice
 
 import numpy as np
 import torch
@@ -48,22 +49,31 @@ class PrefillInputs:
 
 
 def prefill_arrays(chunks: list[PrefillChunk], block_size: int, axes: int, num_soft_tokens: int = 0) -> PrefillArrays:
-    """The chunks of a step as numbers."""
-    tokens = np.empty((sum(chunk.length for chunk in chunks), 2 + axes), dtype=np.int32)
-    start = 0
-    for chunk in chunks:
-        index = np.arange(chunk.start, chunk.start + chunk.length)
-        place, rows = num_soft_tokens + index, tokens[start : start + chunk.length]
-        rows[:, 0] = chunk.request.token_ids[chunk.start : chunk.start + chunk.length]
-        rows[:, 1] = np.array(chunk.request.block_ids)[place // block_size] * block_size + place % block_size
-        rows[:, 2:] = _positions(chunk.request, index)[:axes].T
-        start += chunk.length
+    """The chunks of a step as numbers, all at once: the first step of a burst waits for this, and the GPU with it."""
+    requests, lengths = [chunk.request for chunk in chunks], [chunk.length for chunk in chunks]
+
+    def of_tokens(values: Iterable[int]) -> np.ndarray:  # a number a chunk -> one a token
+        return np.repeat(np.fromiter(values, np.int32, len(chunks)), lengths)
+
+    tokens = np.empty((sum(lengths), 2 + axes), dtype=np.int32)
+    first_rows = accumulate(lengths, initial=0)
+    index = np.arange(len(tokens), dtype=np.int32) + of_tokens(chunk.start - row for chunk, row in zip(chunks, first_rows, strict=False))
+    ids = (chunk.request.token_ids[chunk.start : chunk.start + chunk.length] for chunk in chunks)
+    tokens[:, 0] = np.fromiter(chain.from_iterable(ids), np.int32, len(tokens))
+    place, blocks = num_soft_tokens + index, np.fromiter(chain.from_iterable(request.block_ids for request in requests), np.int32)
+    first_blocks = accumulate((len(request.block_ids) for request in requests), initial=0)
+    tokens[:, 1] = blocks[of_tokens(islice(first_blocks, len(chunks))) + place // block_size] * block_size + place % block_size
+    context_lens, masks = (of_tokens(values) for values in zip(*((r.context_len, r.mask_position) for r in requests), strict=True))
+    in_context = (index < context_lens) | (masks < 0)  # as in `Request.positions_of`
+    tokens[:, 2] = np.where(in_context, index, masks)
+    if axes == 2:
+        tokens[:, 3] = np.where(in_context, 0, index - context_lens + 1)
     return PrefillArrays(
         tokens,
-        [chunk.request.block_ids for chunk in chunks],
-        [chunk.length for chunk in chunks],
+        [request.block_ids for request in requests],
+        lengths,
         [num_soft_tokens + chunk.start + chunk.length for chunk in chunks],
-        [num_soft_tokens + chunk.request.context_len for chunk in chunks],
+        [num_soft_tokens + request.context_len for request in requests],
     )
 
 
@@ -112,15 +122,6 @@ def unpack_prefill(
         host=host or HostSequences([], [], [], []),
     )
     return PrefillInputs(token_ids, metadata, starts[1:] - 1)
-
-
-def _positions(request: Request, index: np.ndarray) -> np.ndarray:
-    """int [2, len(index)]: `Request.positions_of` for many tokens at once."""
-    if request.mask_position < 0:
-        return np.stack((index, np.zeros_like(index)))
-    in_context = index < request.context_len
-    first = np.where(in_context, index, request.mask_position)
-    return np.stack((first, np.where(in_context, 0, index - request.context_len + 1)))
 
 
 class DecodeInputs:
