@@ -20,7 +20,7 @@ from glmserve.engine.core import EngineCore
 from glmserve.kernels import activation, decode_rows, norm, paged_decode, rotary_store
 from glmserve.layers import attention
 from glmserve.layers.attention import LayerCache
-from glmserve.runner import model_runner, prompt_graphs
+from glmserve.runner import prompt_graphs
 from glmserve.runner.prompt_graphs import PromptGraphs, PromptShape
 from tests.engine.golden import LogitRecorder, generate, make_engine, read_cases, recorded_logits
 
@@ -65,7 +65,6 @@ def pretend_gpu(engine: EngineCore, plain: bool) -> None:
     pool.caches = [LayerCache(views[layer, 0], views[layer, 1]) for layer in range(spec.num_layers)]
     pool.blocks = pool._raw = blocks
     engine.runner.on_gpu = True
-    model_runner._to_pinned = torch.Tensor.clone
     torch.cuda.Event = mock.Mock
 
 

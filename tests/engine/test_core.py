@@ -16,7 +16,6 @@ from glmserve.models.floor import head_values, layer_values
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
 from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput, WaitCause
 from glmserve.protocol.sampling_params import SamplingParams
-from glmserve.runner import model_runner
 from tests.engine.golden import GoldenCase, generate, make_engine
 from tests.models.tiny import FIXTURES, tiny_cases
 
@@ -26,12 +25,11 @@ MODELS = ["chatglm-tiny", "llama-tiny"]
 
 @pytest.fixture(params=["at once", "one step late"])
 def engine_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeEngine]:
-    """Engines on the fixture models.  Late: as on a GPU, with pretended pinned memory."""
+    """Engines on the fixture models.  Late: in the rhythm of a GPU."""
 
     def make(model: str = "chatglm-tiny", **settings: Any) -> EngineCore:
         engine = make_engine(FIXTURES / model, device="cpu", **settings)
         if request.param == "one step late":
-            monkeypatch.setattr(model_runner, "_to_pinned", torch.Tensor.clone)
             engine.runner.on_gpu = True
         return engine
 

@@ -158,8 +158,10 @@ def check_decode_rows(on: Device, rows: int, axes: int, pairs: int) -> None:
     sampled[-1] = -1
     expected_last = last.clone()
     expected_last[packed[:rows, decode_rows.ROW]] = sampled.clamp(min=0)
-    decode_rows.remember_ids_triton(packed, sampled, last)
+    for_host = torch.full((rows + 1,), 7, dtype=torch.int64, pin_memory=on.name == "cuda")
+    decode_rows.remember_ids_triton(packed, sampled, last, for_host[:rows])
     assert torch.equal(last, expected_last)
+    assert for_host.tolist() == [*sampled.tolist(), 7]  # it is there, since the comparison above waited for the device
 
 
 def check_dequantize(on: Device, out_features: int, in_features: int, weight_format: str) -> None:

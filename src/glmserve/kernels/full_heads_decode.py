@@ -115,8 +115,8 @@ def _full_heads_kernel(
                 ahead_at = ahead_block * cache_s0 + ahead % BLOCK_SIZE * cache_s1 + head * cache_s2
                 prefetch_rows(key_ptr + ahead_at, KEY_BYTES)
                 prefetch_rows(value_ptr + ahead_at, KEY_BYTES)
+            gdc_launch_dependents()  # before the wait: what comes next has weights to fetch, and room once all programs here have begun
             gdc_wait()
-            gdc_launch_dependents()
         row_at = qkv_ptr + seq.to(tl.int64) * qkv_stride
         row_scale = tl.load(row_scale_ptr + seq) if FINISHES else 1.0
         query = _turned(row_at, head * HEAD_DIM, dim, other, dim_inside, cos, sin, row_scale, column_scale_ptr, bias_ptr, FINISHES)

@@ -27,8 +27,10 @@ _PROGRAMS = 128  # a power of two, for the counters
 _SPLITS = 4  # of the columns of the products that have fewer tiles than programs
 _HEIGHTS = (128, 128, 128, 32)  # weight rows of a box; a program has 96 of q|k|v, so three boxes
 _BOXES = 2  # a stage's, of 128 bytes of each weight row
-_IN_FLIGHT, _AHEAD = 2, 1  # stages of weights on their way, and while rows are waited for: more make all else wait in the memory's queue
+_IN_FLIGHT = 2  # stages of weights on their way: more make all else wait in the memory's queue
 _HELD = {8: (4, 4), 16: (4, 4), 32: (5, 2), 64: (3, 1)}  # by rows: stages held in registers, in 16 bits and fp8; more spill or bring little
+# By rows, in 16 bits and fp8: stages that come one by one after a product that a LayerNorm follows, and after GELU.  All measured.
+_CALM, _CALM_AFTER_GELU = {8: (6, 6), 16: (6, 6), 32: (6, 6), 64: (8, 6)}, {8: (0, 0), 16: (0, 0), 32: (0, 6), 64: (0, 6)}
 _FETCH_REGISTERS, _MEAN_REGISTERS = 24, 168
 
 
@@ -101,7 +103,8 @@ def layer_stream(mixed: torch.Tensor | ScaledRows, residual: torch.Tensor, layer
         residual, middle, normed, active, next_residual, following, residual if qkv is None else qkv,
         new((_SPLITS, rows, hidden_size)), _meetings(residual.device), rows, int(qkv is not None), layer.alpha, layer.epsilon,
         HIDDEN=hidden_size, INNER=inner_size, SPLITS=_SPLITS, BOXES=_BOXES, STAGES=stages, ROW_STAGES=row_stages, IN_FLIGHT=_IN_FLIGHT,
-        AHEAD=_AHEAD, HELD=_HELD[padded][scaled], SCALED=scaled, FETCH_REGISTERS=_FETCH_REGISTERS,
+        CALM=_CALM[padded][scaled], CALM_AFTER_GELU=_CALM_AFTER_GELU[padded][scaled], HELD=_HELD[padded][scaled], SCALED=scaled,
+        FETCH_REGISTERS=_FETCH_REGISTERS,
         num_warps=8, maxnreg=_MEAN_REGISTERS, launch_pdl=True,
     )  # fmt: skip
     return qkv, next_residual

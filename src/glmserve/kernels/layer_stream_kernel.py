@@ -43,8 +43,8 @@ def layer_stream_kernel(
     residual_ptr, middle_ptr, normed_ptr, active_ptr, next_residual_ptr, next_ptr, qkv_ptr, part_ptr, meeting_ptr, rows, goes_on,
     alpha, epsilon,
     HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, BOXES: gl.constexpr, STAGES: gl.constexpr,
-    ROW_STAGES: gl.constexpr, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr, HELD: gl.constexpr, SCALED: gl.constexpr,
-    FETCH_REGISTERS: gl.constexpr,
+    ROW_STAGES: gl.constexpr, IN_FLIGHT: gl.constexpr, CALM: gl.constexpr, CALM_AFTER_GELU: gl.constexpr, HELD: gl.constexpr,
+    SCALED: gl.constexpr, FETCH_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = mixed_desc.block_type.shape[0]
     COLUMNS: gl.constexpr = mixed_desc.block_type.shape[1]
@@ -65,7 +65,8 @@ def layer_stream_kernel(
         [
             (_compute, (rings, scales, column_scales, biases, norms, made, meeting_ptr, rows, goes_on, alpha, epsilon, HIDDEN, INNER,
                         SPLITS, HELD, SCALED)),
-            (_stream_weights, (dense_desc, up_desc, down_desc, qkv_desc, weight_ring, goes_on, HIDDEN, INNER, SPLITS, IN_FLIGHT, AHEAD)),
+            (_stream_weights, (dense_desc, up_desc, down_desc, qkv_desc, weight_ring, goes_on, HIDDEN, INNER, SPLITS, IN_FLIGHT, CALM,
+                               CALM_AFTER_GELU)),
             (_stream_rows, (mixed_desc, normed_desc, active_desc, next_desc, row_ring, meeting_ptr, goes_on, HIDDEN, INNER, SPLITS, HELD,
                             STAGES)),
         ],
@@ -85,19 +86,20 @@ def _barriers(COUNT: gl.constexpr):
 @gluon.jit
 def _stream_weights(
     dense_desc, up_desc, down_desc, qkv_desc, ring, goes_on,
-    HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr,
+    HIDDEN: gl.constexpr, INNER: gl.constexpr, SPLITS: gl.constexpr, IN_FLIGHT: gl.constexpr, CALM: gl.constexpr,
+    CALM_AFTER_GELU: gl.constexpr,
 ):  # fmt: skip
     """The warp that fetches weights.  They depend on nothing, so it begins before the kernel in front has ended.
 
-    No more than IN_FLIGHT stages are on their way: enough for the memory, and few enough for all else that passes it to be quick.  While
-    programs wait for each other it is AHEAD stages, since the ring is full soon enough and a meeting takes as long as the memory's queue.
+    No more than IN_FLIGHT stages are on their way: enough for the memory, and few enough for all else that passes it to be quick.  After
+    a product that a LayerNorm follows the first CALM stages come one by one: a LayerNorm passes the memory's queue six times.
     """
     step = 0
-    step = _fetch(dense_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, HIDDEN, HIDDEN, SPLITS)
-    step = _fetch(up_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, INNER, HIDDEN, 1)
-    step = _fetch(down_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, HIDDEN, INNER, SPLITS)
+    step = _fetch(dense_desc, ring, step, IN_FLIGHT, 0, 0, 0, HIDDEN, HIDDEN, SPLITS)
+    step = _fetch(up_desc, ring, step, IN_FLIGHT, CALM, 0, 0, INNER, HIDDEN, 1)
+    step = _fetch(down_desc, ring, step, IN_FLIGHT, CALM_AFTER_GELU, 0, 0, HIDDEN, INNER, SPLITS)
     if goes_on != 0:
-        step = _fetch(qkv_desc, ring, step, IN_FLIGHT, AHEAD, 0, 0, 3 * HIDDEN, HIDDEN, 1)
+        step = _fetch(qkv_desc, ring, step, IN_FLIGHT, CALM, 0, 0, 3 * HIDDEN, HIDDEN, 1)
 
 
 @gluon.jit
@@ -121,12 +123,12 @@ def _stream_rows(
 
 @gluon.jit
 def _fetch(
-    desc, ring, step, IN_FLIGHT: gl.constexpr, AHEAD: gl.constexpr, HELD: gl.constexpr, WEIGHT_STAGES: gl.constexpr,
+    desc, ring, step, IN_FLIGHT: gl.constexpr, CALM: gl.constexpr, HELD: gl.constexpr, WEIGHT_STAGES: gl.constexpr,
     OUT: gl.constexpr, IN: gl.constexpr, SPLITS: gl.constexpr,
 ):  # fmt: skip
     """All boxes of one operand that this program's piece of a product needs.
 
-    IN_FLIGHT, AHEAD: 0 for rows, which have no limit; HELD, WEIGHT_STAGES: 0 for weights, whose columns come in order.
+    IN_FLIGHT, CALM: 0 for rows, which have no limit; HELD, WEIGHT_STAGES: 0 for weights, whose columns come in order.
     """
     buffers, here, free = ring
     STAGES: gl.constexpr = here.shape[0]
@@ -147,7 +149,7 @@ def _fetch(
         slot = step % STAGES
         mbarrier.wait(free.index(slot), step // STAGES & 1 ^ 1)
         if IS_WEIGHT:
-            before = step - gl.where(turn < 8, AHEAD, IN_FLIGHT)  # 8: about what is fetched while rows are waited for
+            before = step - gl.where(turn < CALM, 1, IN_FLIGHT)
             mbarrier.wait(here.index((before + STAGES) % STAGES), before // STAGES & 1, pred=before >= 0)
         mbarrier.expect(here.index(slot), BOXES * HEIGHTS * desc.block_type.nbytes)
         for box in gl.static_range(BOXES):

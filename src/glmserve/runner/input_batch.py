@@ -145,6 +145,7 @@ class DecodeInputs:
         shape = (max_num_seqs, NUM_FIELDS + max_blocks)
         pinned = device.type == "cuda"
         self._hosts = [torch.zeros(shape, dtype=torch.int32, pin_memory=pinned) for _ in range(NUM_BUFFERS)]
+        self._sampled = [torch.zeros(max_num_seqs, dtype=torch.int64, pin_memory=pinned) for _ in range(NUM_BUFFERS)]
         self._turn = 0
         self.packed = torch.zeros(shape, dtype=torch.int32, device=device)
         # The last token each persistent row sampled: the next step's input, which the host need not know yet.
@@ -188,6 +189,11 @@ class DecodeInputs:
         )
         return rows.token_ids, metadata
 
-    def keep(self, token_ids: torch.Tensor) -> None:
-        """Remember what each row that was filled last sampled, for its request's next step.  token_ids: int64 [number of requests]."""
-        remember_ids(self.packed, token_ids, self.last_token_ids)
+    def keep(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Remember what each row that was filled last sampled, for its request's next step.  token_ids: int64 [number of requests].
+
+        Returns where the host finds them once the step has run, for as long as two more steps.
+        """
+        for_host = self._sampled[self._turn][: len(token_ids)]
+        remember_ids(self.packed, token_ids, self.last_token_ids, for_host)
+        return for_host

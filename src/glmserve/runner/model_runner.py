@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -33,14 +34,15 @@ class StepResult:
 class StepHandle:
     """A launched step whose results are still on their way to the host."""
 
-    def __init__(self, batch: ScheduledBatch, sampled: Sampled | None, on_gpu: bool, clock: StepClock, marks: StepMarks) -> None:
+    def __init__(self, batch: ScheduledBatch, sampled: Sampled | None, clock: StepClock, marks: StepMarks) -> None:
+        """sampled: with token ids where the host reads them; what else there is may still be on the device."""
         self.batch = batch
         self._sampled = sampled
         self._clock = clock
         self._marks = marks
-        if sampled is not None and on_gpu:
-            to_host = (sampled.token_ids, sampled.top_ids, sampled.top_logprobs, sampled.ranks)
-            self._sampled = Sampled(*(None if t is None else _to_pinned(t) for t in to_host))  # type: ignore[arg-type]
+        if sampled is not None:
+            more = (sampled.top_ids, sampled.top_logprobs, sampled.ranks)
+            self._sampled = Sampled(sampled.token_ids, *(None if tensor is None else _to_host(tensor) for tensor in more))
         clock.end(marks)
 
     def wait(self) -> StepResult:
@@ -88,11 +90,11 @@ class ModelRunner:
             self.pool.copy_blocks(batch.block_copies)
         logits, marks = self._prefill(batch) if batch.is_prefill else self._logits(batch.requests)
         if logits is None:
-            return StepHandle(batch, None, self.on_gpu, self.clock, marks)
+            return StepHandle(batch, None, self.clock, marks)
         self.clock.begin_sampling(marks)
         sampled = self.sampler.sample(logits, batch.requests)
-        self.inputs.keep(sampled.token_ids)
-        return StepHandle(batch, sampled, self.on_gpu, self.clock, marks)
+        for_host = self.inputs.keep(sampled.token_ids)
+        return StepHandle(batch, dataclasses.replace(sampled, token_ids=for_host), self.clock, marks)
 
     @torch.inference_mode()
     def warm_up(self, sizes: list[int], dtype: torch.dtype) -> None:
@@ -182,7 +184,9 @@ class ModelRunner:
         return self.model.logits(self.model(token_ids, metadata, self.pool.caches))
 
 
-def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type == "cpu":
+        return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
