@@ -78,9 +78,9 @@ def unpack_rows_triton(
 def remember_ids(packed: torch.Tensor, token_ids: torch.Tensor, last_token_ids: torch.Tensor, for_host: torch.Tensor) -> None:
     """Write each row's sampled id to its persistent place, and as it is to `for_host`.
 
-    token_ids: int64 [rows], the first rows of `packed`; for_host: int64 [rows], on a GPU in pinned memory, which a kernel writes as fast
-    as its own and which saves a step the copy.  -1, which ends a request, becomes 0 in its place: one more step may be on its way with it,
-    and any real id will do.
+    token_ids: int64 [rows], the first rows of `packed`; for_host: int64 [rows], on a GPU in pinned memory, which a kernel can write: so
+    there is no copy to wait for.  -1, which ends a request, becomes 0 in its place: one more step may be on its way with it, and any real
+    id will do.
     """
     if use_triton(packed):
         return remember_ids_triton(packed, token_ids, last_token_ids, for_host)

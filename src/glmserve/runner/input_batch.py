@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import chain
 
 import numpy as np
 import torch
@@ -52,18 +52,18 @@ def prefill_arrays(chunks: list[PrefillChunk], block_size: int, axes: int, num_s
     """The chunks of a step as numbers, all at once: the first step of a burst waits for this, and the GPU with it."""
     requests, lengths = [chunk.request for chunk in chunks], [chunk.length for chunk in chunks]
 
-    def of_tokens(values: Iterable[int]) -> np.ndarray:  # a number a chunk -> one a token
-        return np.repeat(np.fromiter(values, np.int32, len(chunks)), lengths)
+    def for_tokens(of_chunks: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.repeat(np.asarray(of_chunks, dtype=np.int32), lengths)
 
     tokens = np.empty((sum(lengths), 2 + axes), dtype=np.int32)
-    first_rows = accumulate(lengths, initial=0)
-    index = np.arange(len(tokens), dtype=np.int32) + of_tokens(chunk.start - row for chunk, row in zip(chunks, first_rows, strict=False))
+    index = np.arange(len(tokens), dtype=np.int32) + for_tokens([chunk.start for chunk in chunks] - _starts(lengths))
+    place = num_soft_tokens + index
     ids = (chunk.request.token_ids[chunk.start : chunk.start + chunk.length] for chunk in chunks)
     tokens[:, 0] = np.fromiter(chain.from_iterable(ids), np.int32, len(tokens))
-    place, blocks = num_soft_tokens + index, np.fromiter(chain.from_iterable(request.block_ids for request in requests), np.int32)
-    first_blocks = accumulate((len(request.block_ids) for request in requests), initial=0)
-    tokens[:, 1] = blocks[of_tokens(islice(first_blocks, len(chunks))) + place // block_size] * block_size + place % block_size
-    context_lens, masks = (of_tokens(values) for values in zip(*((r.context_len, r.mask_position) for r in requests), strict=True))
+    blocks = np.fromiter(chain.from_iterable(request.block_ids for request in requests), np.int32)
+    block = for_tokens(_starts([len(request.block_ids) for request in requests])) + place // block_size
+    tokens[:, 1] = blocks[block] * block_size + place % block_size
+    context_lens, masks = for_tokens([r.context_len for r in requests]), for_tokens([r.mask_position for r in requests])
     in_context = (index < context_lens) | (masks < 0)  # as in `Request.positions_of`
     tokens[:, 2] = np.where(in_context, index, masks)
     if axes == 2:
@@ -75,6 +75,11 @@ def prefill_arrays(chunks: list[PrefillChunk], block_size: int, axes: int, num_s
         [num_soft_tokens + chunk.start + chunk.length for chunk in chunks],
         [num_soft_tokens + request.context_len for request in requests],
     )
+
+
+def _starts(lengths: list[int]) -> np.ndarray:
+    """Where each begins in all of them, one after the other."""
+    return np.cumsum(lengths) - lengths
 
 
 def fill_sequences(out: np.ndarray, arrays: PrefillArrays) -> None:
