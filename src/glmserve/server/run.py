@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import resource
 import signal
@@ -64,6 +65,7 @@ def serve(
         one_at_a_time = engine_config.batching == "serial"
         app = create_app(server_config, client, tokenizer, spec, model_name=_model_name(name, folder), one_at_a_time=one_at_a_time)
         server = DrainingServer(uvicorn_config(app, server_config), app.state.services)
+        collect_garbage_seldom()
         server.run(sockets=[listener])
         if server.failure is not None:
             raise server.failure
@@ -77,6 +79,16 @@ def _set_up_log(level: str) -> None:
             handler = logging.StreamHandler()
             handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
             log.addHandler(handler)
+
+
+def collect_garbage_seldom() -> None:
+    """Leave what is there already to itself, and look at the rest a fourteenth as often as Python would.
+
+    With 256 streams a look at everything took an eighth of a second every two, in which no token left the server.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def allow_many_clients() -> None:
