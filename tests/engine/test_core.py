@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ MODELS = ["chatglm-tiny", "llama-tiny"]
 
 
 @pytest.fixture(params=["at once", "one step late"])
-def engine_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeEngine]:
+def engine_of(request: pytest.FixtureRequest) -> MakeEngine:
     """Engines on the fixture models.  Late: in the rhythm of a GPU."""
 
     def make(model: str = "chatglm-tiny", **settings: Any) -> EngineCore:
@@ -33,7 +33,7 @@ def engine_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             engine.runner.on_gpu = True
         return engine
 
-    yield make
+    return make
 
 
 def run(engine: EngineCore, max_steps: int = 2000) -> dict[str, list[RequestOutput]]:
