@@ -77,6 +77,8 @@ def test_prefill_attention(
 ])  # fmt: skip
 def test_dense_prefill(dtype: torch.dtype, seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int) -> None:
     cases.check_dense_prefill(Device("cuda", dtype, seed=dim), seq_lens, context_lens, heads, kv_heads, dim)
+    if torch.cuda.get_device_capability() >= (8, 9):  # 8-bit floats
+        cases.check_dense_prefill(Device("cuda", dtype, seed=dim), seq_lens, context_lens, heads, kv_heads, dim, rounds=True)
 
 
 @pytest.mark.parametrize("gelu", [False, True])
@@ -96,10 +98,13 @@ def test_an_fp8_cache(dtype: torch.dtype, by_head: bool) -> None:
         for heads, dim in ((32, 128), (4, 16)):
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], heads, dim, 2, 16, by_head, splits, fp8)
             cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257], heads, dim, 2, 16, by_head, splits, fp8, finishes=True)
-        cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], 32, 128, 2, 16, by_head, splits, fp8, rounds=True)
+        cases.check_full_heads_decode(on, [1, 15, 0, 16, 17, 257, 1000], 32, 128, 2, 16, by_head, splits, fp8, rounding="by tile")
+    many, scale = [*range(1, 120, 3), 0, 257, *range(900, 1000)], cases.level_scale(on)
+    cases.check_full_heads_decode(on, many, 32, 128, 2, 16, by_head, None, fp8, rounding=scale, finishes=True)
     for num_splits in (1, None):
         cases.check_decode(on, [1, 17, 65, 257], 9, 3, 64, 16, by_head, num_splits, fp8)
     cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [2, 0, 0, 64], 32, 32, 128, by_head, fp8)
+    cases.check_prefill(on, [3, 129, 40, 1], [3, 129, 300, 77], [2, 0, 0, 64], 32, 32, 128, by_head, fp8, rounds=True)
 
 
 @pytest.mark.parametrize("weight_format", ["none", "int8", "int4", "fp8"])

@@ -23,6 +23,7 @@ from glmserve.kernels import (
     rotary_store,
     scaled_rows,
 )
+from glmserve.kernels.scaled_rows import Rounding
 
 # ||out - twin|| / ||twin||; NaN never passes
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -259,7 +260,7 @@ def _scaled_product(on: Device, num_tokens: int, width: int) -> scaled_rows.Scal
 def check_full_heads_decode(
     on: Device, seq_lens: list[int], heads: int, dim: int, axes: int, block_size: int, by_head: bool,
     splits: tuple[int, int] | None,
-    cache_dtype: torch.dtype | None = None, rounds: bool = False, finishes: bool = False,
+    cache_dtype: torch.dtype | None = None, rounding: Rounding | None = None, finishes: bool = False,
 ) -> None:  # fmt: skip
     """Sequence length 0 is an unused row: its output is not looked at.  `finishes`: q|k|v comes as a product of fp8 levels.
 
@@ -289,9 +290,10 @@ def check_full_heads_decode(
         pieces = decode_pieces.pieces_torch(lens, decode_pieces.num_more_programs(len(seq_lens), heads, cache[0].itemsize))
     else:
         pieces = decode_pieces.pieces_torch(lens, splits[1], splits[0])
-    out = full_heads_decode.full_heads_decode(given, angles.cos(), angles.sin(), *cache, slots, tables, pieces, dim**-0.5, rounds)
+    out = full_heads_decode.full_heads_decode(given, angles.cos(), angles.sin(), *cache, slots, tables, pieces, dim**-0.5, rounding)
     if isinstance(out, scaled_rows.ScaledRows):
-        rounded = scaled_rows.scale_tiles_torch(reference)
+        by_tile = isinstance(rounding, str)
+        rounded = scaled_rows.scale_tiles_torch(reference) if by_tile else scaled_rows.scale_rows_torch(reference, rounding)
         assert_close(out.scale[used], rounded.scale, torch.bfloat16)
         assert relative_error(out.numbers()[used], rounded.numbers()) <= ROUNDED_BOUND[on.name]
     elif cache_dtype is None:
@@ -302,23 +304,43 @@ def check_full_heads_decode(
         assert_stored(written[1:], expected[1:], on.dtype)
 
 
-def check_dense_prefill(on: Device, seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int) -> None:
-    """The last of the sequences is not looked at: it is all NaN, and none of it may reach the others."""
+def check_dense_prefill(
+    on: Device, seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int, rounds: bool = False
+) -> None:
+    """The last of the sequences is not looked at: it is all NaN, and none of it may reach the others.  `rounds`: to fp8."""
     poison, count = 70, sum(seq_lens)
     qkv = on.randn(count + poison, heads + 2 * kv_heads, dim)
     qkv[count:] = float("nan")
     query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
     starts = torch.tensor([0, *seq_lens, poison], device=on.name).cumsum(0).int()
     contexts = torch.tensor([*context_lens, poison - 1], dtype=torch.int32, device=on.name)
-    out = dense_prefill.dense_prefill_attention(query, key, value, starts, contexts, max(seq_lens), dim**-0.5)
+    scale = level_scale(on) if rounds else None
+    out = dense_prefill.dense_prefill_attention(query, key, value, starts, contexts, max(seq_lens), dim**-0.5, level_scale=scale)
     sequences = zip(*(part[:count].float().split(seq_lens) for part in (query, key, value)), context_lens, strict=True)
     reference = [paged_attention.attend_one_sequence(*sequence, dim**-0.5) for sequence in sequences]
-    assert_close(out[:count], torch.cat(reference), on.dtype)
+    assert_mixed(out[:count], torch.cat(reference), on, scale)
+
+
+def level_scale(on: Device) -> torch.Tensor:
+    """Such that a few of many normal numbers exceed the largest level: they become it."""
+    return (2 + on.randn(1, dtype=torch.float32).abs()[0]) / scaled_rows.LARGEST_FP8
+
+
+def assert_mixed(out: torch.Tensor, reference: torch.Tensor, on: Device, scale: torch.Tensor | None) -> None:
+    """What attention gave, or its levels: as near as those of what it should have given."""
+    if scale is None:
+        assert_close(out, reference, on.dtype)
+        return
+    assert out.dtype == torch.float8_e4m3fn and out.shape == reference.shape
+    reference = reference.flatten(1)
+    exact = (reference / scale).clamp(-scaled_rows.LARGEST_FP8, scaled_rows.LARGEST_FP8)
+    least = relative_error(scaled_rows.scale_rows_torch(reference, scale).values.float(), exact)
+    assert relative_error(out.flatten(1).float(), exact) <= (1.05 * least if on.name == "cuda" else ROUNDED_BOUND["cpu"])
 
 
 def check_prefill(
     on: Device, query_lens: list[int], seq_lens: list[int], context_lens: list[int], heads: int, kv_heads: int, dim: int, by_head: bool,
-    cache_dtype: torch.dtype | None = None,
+    cache_dtype: torch.dtype | None = None, rounds: bool = False,
 ) -> None:  # fmt: skip
     block_size = 16
     tables, num_blocks = _tables(on, seq_lens, block_size)
@@ -328,11 +350,12 @@ def check_prefill(
     starts = torch.tensor([0, *query_lens], device=on.name).cumsum(0).int()
     lens = torch.tensor(seq_lens, dtype=torch.int32, device=on.name)
     contexts = torch.tensor(context_lens, dtype=torch.int32, device=on.name)
-    out = paged_prefill.paged_prefill_attention(query, key, value, tables, starts, lens, contexts, max(query_lens), dim**-0.5)
+    scale = level_scale(on) if rounds else None
+    out = paged_prefill.paged_prefill_attention(query, key, value, tables, starts, lens, contexts, max(query_lens), dim**-0.5, scale)
     reference = paged_attention.paged_attention_torch(
         query.float(), key.float(), value.float(), tables, query_lens, seq_lens, context_lens, dim**-0.5
     )
-    assert_close(out, reference, on.dtype)
+    assert_mixed(out, reference, on, scale)
 
 
 def _tables(on: Device, seq_lens: list[int], block_size: int) -> tuple[torch.Tensor, int]:

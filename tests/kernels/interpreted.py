@@ -81,7 +81,8 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "full_heads_decode":
             cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 8, 2, 16, by_head, splits=(1, 0))
             cases.check_full_heads_decode(on, [33], 1, 128, 2, 16, by_head, splits=(1, 0))
-            cases.check_full_heads_decode(on, [1, 17, 0], 2, 128, 2, 16, by_head, splits=(1, 0), rounds=True)
+            cases.check_full_heads_decode(on, [1, 17, 0], 2, 128, 2, 16, by_head, splits=(1, 0), rounding="by tile")
+            cases.check_full_heads_decode(on, [1, 17, 70, 0], 2, 32, 2, 16, by_head, splits=(2, 3), rounding=cases.level_scale(on))
             cases.check_full_heads_decode(on, [1, 0, 19], 2, 32, 2, 16, by_head, splits=(1, 0), finishes=True)
         case "full_heads_decode_split":
             cases.check_full_heads_decode(on, [1, 0, 130, 260], 2, 24, 1, 16, by_head, splits=(3, 7))
@@ -95,10 +96,12 @@ def run_case(case: str, on: Device, by_head: bool) -> None:
         case "dense_prefill":
             cases.check_dense_prefill(on, [3, 70, 1, 70], [3, 0, 0, 69], 2, 2 if by_head else 1, 16)
             cases.check_dense_prefill(on, [131, 64, 131, 66, 67], [131, 63, 65, 64, 5], 1, 1, 24)
+            cases.check_dense_prefill(on, [3, 70, 1], [3, 0, 1], 2, 2, 24, rounds=True)
         case "prefill":
             cases.check_prefill(on, [3, 40, 9, 9, 66], [3, 40, 30, 30, 66], [3, 0, 0, 21, 65], 2, 2, 16, by_head)
             cases.check_prefill(on, [71, 67], [79, 75], [78, 37], 1, 1, 24, by_head)  # behind soft tokens: the context ends inside a chunk
             cases.check_prefill(on, [3, 9], [3, 30], [2, 0], 2, 2, 16, by_head, cache_dtype=torch.float8_e4m3fn)
+            cases.check_prefill(on, [3, 40], [3, 70], [2, 0], 2, 2, 16, by_head, rounds=True)
         case "prefill_grouped":
             cases.check_prefill(on, [35, 35], [50, 35], [0, 34], 4, 2, 32, by_head)
         case _:

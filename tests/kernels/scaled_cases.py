@@ -43,7 +43,8 @@ def check_scaled_few_rows(on: Device, rows: int, in_features: int, out_features:
     weight, scale = packed_weight(on, "fp8", out_features, in_features)
     bias, x = on.randn(out_features), on.randn(rows, in_features) * on.randn(1, in_features).abs()
     exact = torch.float16 if on.dtype == torch.float32 else on.dtype  # the matrix units add products of fp8 in less than float32
-    for given in (scaled_rows.scale_rows_torch(x), scaled_rows.scale_tiles_torch(x)):
+    fixed = x.float().abs().max() / scaled_rows.LARGEST_FP8
+    for given in (scaled_rows.scale_rows_torch(x), scaled_rows.scale_tiles_torch(x), scaled_rows.scale_rows_torch(x, fixed)):
         product = scaled_few_rows.scaled_few_rows_torch(given, weight, scale, None)
         for with_bias in (None, bias):
             reference = product if with_bias is None else product + bias.float()

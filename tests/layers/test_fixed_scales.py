@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from glmserve.kernels.blas_product import GeluLevels, gelu_levels_torch
 from glmserve.kernels.scaled_rows import LARGEST_FP8, ScaledRows, finish_gelu_torch, scale_rows_torch
 from glmserve.layers import quantized_linear
-from glmserve.layers.fixed_scales import fixed_scales, share_scale
+from glmserve.layers.fixed_scales import fixed_mean_scale, fixed_scales, share_scale
 from glmserve.layers.quantization import quantize_rows
 from glmserve.layers.quantized_linear import QuantizedLinear, make_linear
 
@@ -83,6 +83,45 @@ def test_there_are_none_where_they_would_be_coarse() -> None:
     assert fixed_scales(*random_layer(outlier=1e5)) is None
     norm_weight, norm_bias, weight, scale, bias = random_layer()
     assert fixed_scales(norm_weight, norm_bias, weight, scale * 1e4, bias) is None
+
+
+def means_of_values(scale: torch.Tensor, of: int) -> tuple[torch.Tensor, ScaledRows]:
+    """Weighted means of so many values that a layer gives, exact and rounded with `scale`."""
+    norm_weight, norm_bias, weight, weight_scale, bias = random_layer()
+    draw = torch.Generator().manual_seed(4)
+    normed = F.layer_norm(torch.randn(of, WIDTH, generator=draw), (WIDTH,), norm_weight, norm_bias)
+    values = normed @ (weight.float() * weight_scale).t() + bias
+    exact = torch.softmax(torch.randn(50, of, generator=draw), dim=1) @ values
+    return exact, scale_rows_torch(exact, scale)
+
+
+def test_no_mean_of_values_exceeds_its_scale() -> None:
+    """One key alone may have all the weight, so a mean may be as large as a value."""
+    norm_weight, norm_bias, weight, weight_scale, bias = random_layer()
+    scale = fixed_mean_scale(norm_weight, norm_bias, weight, weight_scale, bias)
+    assert scale is not None
+    worst = weight.float() * weight_scale * norm_weight
+    rows = torch.cat((torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(1)), 1e4 * torch.eye(WIDTH), worst, -worst))
+    normed = scale_rows_torch(F.layer_norm(rows, (WIDTH,), norm_weight, norm_bias, 0.0)).numbers()
+    values = (normed @ (weight.float() * weight_scale).t() + bias).abs()
+    assert values.max() * 17 / 16 <= scale * LARGEST_FP8
+    assert values.max() > scale * LARGEST_FP8 / 3
+
+
+@pytest.mark.parametrize("of", [1, 30, 1024])
+def test_means_are_rounded_as_well_as_with_scales_of_each_row(of: int) -> None:
+    scale = fixed_mean_scale(*random_layer())
+    assert scale is not None
+    exact, rounded = means_of_values(scale, of)
+    errors = [float((out.numbers() - exact).norm() / exact.norm()) for out in (rounded, scale_rows_torch(exact))]
+    assert errors[0] < 1.15 * errors[1] < 0.05
+
+
+def test_there_is_no_scale_of_means_where_it_would_be_coarse() -> None:
+    norm_weight, norm_bias, weight, scale, bias = random_layer()
+    assert fixed_mean_scale(norm_weight, norm_bias, weight, scale, bias) is not None
+    bias[5] = 1e4
+    assert fixed_mean_scale(norm_weight, norm_bias, weight, scale, bias) is None
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from glmserve.kernels.backend import early_start, gdc_launch_dependents, gdc_wait, next_power_of_2, prefetch_rows, tl, triton
 from glmserve.kernels.decode_pieces import KEYS, NUM_PIECE_FIELDS, Pieces
-from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
+from glmserve.kernels.scaled_rows import TILE, Rounding, ScaledProduct, ScaledRows, levels_of
 
 _STAGES = 3  # rounds of KEYS on their way at once; both measured (benchmarks/RESULTS.md)
 _MOST_REGISTERS = 128  # so that 16 programs fit on a multiprocessor: ptxas would take 168 where programs help
@@ -30,11 +30,11 @@ def full_heads_decode(
     block_tables: torch.Tensor,
     pieces: Pieces,
     scale: float,
-    rounds: bool = False,
+    rounding: Rounding | None = None,
 ) -> torch.Tensor | ScaledRows:
     """softmax(q k^T * scale) v of each sequence's newest token, whose K and V go to their slot: [num_seqs, num_heads * head_dim].
 
-    With `rounds` in fp8, with a scale for each head, which must then be a TILE.
+    With `rounding` in fp8; by tile that is by head, which must then be a TILE.
 
     qkv: [num_seqs, 3 * num_heads, head_dim], all q, all k, all v, or such rows as a product that is still to be finished; cos, sin:
     float32 [num_seqs, axes, pairs], contiguous, as in `rotate_and_store`; caches: [num_blocks, block_size, num_heads, head_dim], equal
@@ -52,9 +52,12 @@ def full_heads_decode(
     merged = 4 if pieces.num_programs == num_seqs else 32 if pieces.num_programs <= 32 else 16
     assert key_cache.stride() == value_cache.stride()  # one set of addresses serves both
     assert qkv.stride()[1:] == (head_dim, 1) and cos.is_contiguous() and sin.is_contiguous()
-    assert not rounds or head_dim == TILE
-    out = torch.empty((num_seqs, num_heads * head_dim), dtype=torch.float8_e4m3fn if rounds else dtype, device=qkv.device)
-    out_scale = qkv.new_empty((num_seqs, num_heads), dtype=torch.float32) if rounds else out
+    out = torch.empty((num_seqs, num_heads * head_dim), dtype=dtype if rounding is None else torch.float8_e4m3fn, device=qkv.device)
+    fixed = isinstance(rounding, torch.Tensor)
+    out_scale = rounding if isinstance(rounding, torch.Tensor) else out
+    if isinstance(rounding, str):
+        assert head_dim == TILE
+        out_scale = qkv.new_empty((num_seqs, num_heads), dtype=torch.float32)
     part_out = qkv.new_empty((num_pieces, num_heads, head_dim), dtype=torch.float32)
     part_scale = qkv.new_empty((num_pieces, num_heads), dtype=torch.float32)
     key_bytes = head_dim * key_cache.element_size()
@@ -64,11 +67,13 @@ def full_heads_decode(
         scale * 1.4426950408889634, qkv.stride(0), *key_cache.stride()[:3], block_tables.stride(0), num_heads, num_seqs,
         HEAD_DIM=head_dim, DIM_BLOCK=max(16, next_power_of_2(head_dim)), AXES=cos.shape[1], PAIRS=cos.shape[2],
         BLOCK_SIZE=key_cache.shape[1], KEYS=KEYS, STAGES=_STAGES, FIELDS=NUM_PIECE_FIELDS,
-        MERGED=merged, FINISHES=finishes, ROUNDS=rounds,
+        MERGED=merged, FINISHES=finishes, ROUNDS=rounding is not None, FIXED=fixed,
         KEY_BYTES=key_bytes if key_bytes in (128, 256) else 0, num_warps=1,
         maxnreg=_MOST_REGISTERS if merged == 4 else None, **early_start(qkv),
     )  # fmt: skip
-    return ScaledRows(out, out_scale) if rounds else out
+    if rounding is None:
+        return out
+    return ScaledRows(out, out_scale.expand(num_seqs) if fixed else out_scale)
 
 
 @functools.cache
@@ -84,7 +89,7 @@ def _full_heads_kernel(
     scale_log2, qkv_stride, cache_s0, cache_s1, cache_s2, table_s0, num_heads, num_seqs,
     HEAD_DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, AXES: tl.constexpr, PAIRS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     KEYS: tl.constexpr, STAGES: tl.constexpr, FIELDS: tl.constexpr, MERGED: tl.constexpr,
-    FINISHES: tl.constexpr, ROUNDS: tl.constexpr, KEY_BYTES: tl.constexpr, EARLY: tl.constexpr,
+    FINISHES: tl.constexpr, ROUNDS: tl.constexpr, FIXED: tl.constexpr, KEY_BYTES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     dim, lane = tl.arange(0, DIM_BLOCK), tl.arange(0, KEYS)
     dim_inside = dim < HEAD_DIM
@@ -161,7 +166,7 @@ def _full_heads_kernel(
         mixed = tl.sum(mix * share[:, None], axis=0) / tl.maximum(sum_all, 1e-30)
         row = seq.to(tl.int64) * num_heads + head
         if parts <= 1:
-            _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
+            _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS, FIXED)
         else:
             own_at = piece.to(tl.int64) * num_heads + head
             tl.store(part_ptr + own_at * HEAD_DIM + dim, mixed, mask=dim_inside)
@@ -186,14 +191,16 @@ def _full_heads_kernel(
                     sum_parts = sum_parts * shrink_parts + tl.sum(weights, axis=0)
                     best_part = new_best_part
                 merged /= sum_parts
-                _store_head(merged, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS)
+                _store_head(merged, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM, ROUNDS, FIXED)
                 tl.store(arrival_ptr + row, 0)
         piece = next_piece
 
 
 @triton.jit
-def _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM: tl.constexpr, ROUNDS: tl.constexpr):
-    if ROUNDS:
+def _store_head(mixed, row, dim, dim_inside, out_ptr, out_scale_ptr, HEAD_DIM: tl.constexpr, ROUNDS: tl.constexpr, FIXED: tl.constexpr):
+    if FIXED:
+        mixed = levels_of(mixed, out_scale_ptr)
+    elif ROUNDS:
         scale = tl.maximum(tl.max(tl.abs(mixed), axis=0) / 448.0, 1e-12)
         tl.store(out_scale_ptr + row, scale)
         mixed = tl.minimum(tl.maximum(mixed / scale, -448.0), 448.0)  # the quotient may be a rounding error larger

@@ -49,17 +49,19 @@ def hopper_prefill_attention(
     context_lens: torch.Tensor,
     max_query_len: int,
     scale: float,
+    level_scale: torch.Tensor | None,
 ) -> torch.Tensor:
     """As `dense_prefill_attention`, where `serves_hopper_prefill` says so."""
     num_heads = query.shape[1]
     assert query.stride() == key.stride() == value.stride() and query.stride(1) == _HEAD_DIM
-    out = query.new_empty(query.shape)
+    out = query.new_empty(query.shape, dtype=query.dtype if level_scale is None else torch.float8_e4m3fn)
     tiles = triton.cdiv(max_query_len, 2 * _HALF)
     num_work = num_heads * tiles * context_lens.shape[0]
     _hopper_prefill_kernel[(min(num_work, num_multiprocessors(query.device)),)](
-        _tiles(query, _HALF), _tiles(key, _KEYS), _tiles(value, _KEYS), query_starts, context_lens, out, scale * 1.4426950408889634,
-        num_heads, num_heads // key.shape[1], tiles, num_work, KEYS=_KEYS, STAGES=_STAGES, REGISTERS=_REGISTERS,
-        FETCH_REGISTERS=_FETCH_REGISTERS, num_warps=4, maxnreg=_MEAN_REGISTERS,
+        _tiles(query, _HALF), _tiles(key, _KEYS), _tiles(value, _KEYS), query_starts, context_lens, out,
+        out if level_scale is None else level_scale, scale * 1.4426950408889634, num_heads, num_heads // key.shape[1], tiles, num_work,
+        KEYS=_KEYS, STAGES=_STAGES, ROUNDS=level_scale is not None, REGISTERS=_REGISTERS, FETCH_REGISTERS=_FETCH_REGISTERS,
+        num_warps=4, maxnreg=_MEAN_REGISTERS,
     )  # fmt: skip
     return out
 
@@ -72,8 +74,8 @@ def _tiles(tensor: torch.Tensor, rows: int) -> Any:
 
 @gluon.jit(do_not_specialize=["tiles", "num_work"])
 def _hopper_prefill_kernel(
-    query_desc, key_desc, value_desc, start_ptr, context_len_ptr, out_ptr, scale_log2, num_heads, group, tiles, num_work,
-    KEYS: gl.constexpr, STAGES: gl.constexpr, REGISTERS: gl.constexpr, FETCH_REGISTERS: gl.constexpr,
+    query_desc, key_desc, value_desc, start_ptr, context_len_ptr, out_ptr, level_scale_ptr, scale_log2, num_heads, group, tiles, num_work,
+    KEYS: gl.constexpr, STAGES: gl.constexpr, ROUNDS: gl.constexpr, REGISTERS: gl.constexpr, FETCH_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     HALF: gl.constexpr = query_desc.block_type.shape[0]
     queries = gl.allocate_shared_memory(query_desc.dtype, [4, HALF, 128], query_desc.layout)  # two pieces of work, two halves each
@@ -88,8 +90,8 @@ def _hopper_prefill_kernel(
     buffers = (queries, keys, values)
     gl.warp_specialize(
         [
-            (_attend, (plan, buffers, here, free, out_ptr, scale_log2, 0, HALF, KEYS, STAGES)),
-            (_attend, (plan, buffers, here, free, out_ptr, scale_log2, 1, HALF, KEYS, STAGES)),
+            (_attend, (plan, buffers, here, free, out_ptr, level_scale_ptr, scale_log2, 0, HALF, KEYS, STAGES, ROUNDS)),
+            (_attend, (plan, buffers, here, free, out_ptr, level_scale_ptr, scale_log2, 1, HALF, KEYS, STAGES, ROUNDS)),
             (_fetch, (plan, query_desc, key_desc, value_desc, buffers, here, free, group, HALF, KEYS, STAGES)),
         ],
         [4, 1],
@@ -154,8 +156,9 @@ def _fetch(
 
 @gluon.jit
 def _attend(
-    plan, buffers, here, free, out_ptr, scale_log2, SIDE: gl.constexpr, HALF: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr
-):
+    plan, buffers, here, free, out_ptr, level_scale_ptr, scale_log2, SIDE: gl.constexpr, HALF: gl.constexpr, KEYS: gl.constexpr,
+    STAGES: gl.constexpr, ROUNDS: gl.constexpr,
+):  # fmt: skip
     """A warpgroup: the rows of one half of each piece of work."""
     queries, keys, values = buffers
     queries_here, keys_here, values_here = here
@@ -217,10 +220,13 @@ def _attend(
             slot = step % STAGES
             mbarrier.wait(values_here.index(slot), step // STAGES & 1)
             mix = warpgroup_mma(weight, values.index(slot), mix, is_async=True)
-            share = gl.convert_layout(1.0 / total, gl.SliceLayout(1, MIX))
+            share = 1.0 / total
+            if ROUNDS:  # a GPU's conversion saturates
+                share = share * (1.0 / gl.load(level_scale_ptr))
+            share = gl.convert_layout(share, gl.SliceLayout(1, MIX))
             mix = warpgroup_mma_wait(0, deps=[mix])
             mbarrier.arrive(values_free.index(slot))
-            stored = gl.convert_layout((mix * share[:, None]).to(queries.dtype), STORED)
+            stored = gl.convert_layout((mix * share[:, None]).to(out_ptr.dtype.element_ty), STORED)
             row_out = first_row + SIDE * HALF + gl.arange(0, HALF, gl.SliceLayout(1, STORED))
             at = ((start + row_out).to(gl.int64) * plan[2] + head)[:, None] * 128 + gl.arange(0, 128, gl.SliceLayout(0, STORED))[None, :]
             gl.store(out_ptr + at, stored, mask=(row_out < seq_len)[:, None])

@@ -68,20 +68,19 @@ def _launch(
 ) -> torch.Tensor:
     splits, rows, out_features = out.shape
     in_features, outputs = weight.shape[1], 64 if out_scale is None else TILE
-    by_tile = x.scale.dim() == 2
     _scaled_few_rows_kernel[(triton.cdiv(out_features, outputs), splits)](
         x.values, x.scale, weight, scale, scale if bias is None else bias, out, scale if out_scale is None else out_scale,
-        rows, out_features, IN_FEATURES=in_features, SPAN=in_features // splits, ROWS=max(16, next_power_of_2(rows)), OUTPUTS=outputs,
-        COLUMNS=TILE, STAGES=_STAGES, BY_TILE=by_tile, HAS_BIAS=bias is not None, GELU=out_scale is not None,
+        rows, out_features, x.scale.stride(0), IN_FEATURES=in_features, SPAN=in_features // splits, ROWS=max(16, next_power_of_2(rows)),
+        OUTPUTS=outputs, COLUMNS=TILE, STAGES=_STAGES, BY_TILE=x.by_tile, HAS_BIAS=bias is not None, GELU=out_scale is not None,
         PLAIN_STEPS=interpreting(), AHEAD=_AHEAD if in_features // splits % (_AHEAD * TILE) == 0 else 0,
         num_warps=4 if out_scale is None else 8, **early_start(x.values),
     )  # fmt: skip
     return out
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "x_scale_stride"])
 def _scaled_few_rows_kernel(
-    x_ptr, x_scale_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, out_scale_ptr, rows, out_features,
+    x_ptr, x_scale_ptr, weight_ptr, scale_ptr, bias_ptr, out_ptr, out_scale_ptr, rows, out_features, x_scale_stride,
     IN_FEATURES: tl.constexpr, SPAN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
     BY_TILE: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, PLAIN_STEPS: tl.constexpr, AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
@@ -94,8 +93,7 @@ def _scaled_few_rows_kernel(
     weight_row_at = weight_ptr + tl.minimum(output, out_features - 1).to(tl.int64) * IN_FEATURES + split * SPAN
     weight_at = weight_row_at[:, None] + column[None, :]
     x_at = x_ptr + row[:, None] * IN_FEATURES + (split * SPAN + column)[None, :]
-    TILES: tl.constexpr = IN_FEATURES // COLUMNS
-    x_scale_at = x_scale_ptr + row * TILES + split * (SPAN // COLUMNS)
+    x_scale_at = x_scale_ptr + row * x_scale_stride  # 0 where all rows have one
     if EARLY:
         if AHEAD > 0:
             prefetch_rows(weight_row_at, AHEAD * COLUMNS)
@@ -107,14 +105,14 @@ def _scaled_few_rows_kernel(
         if PLAIN_STEPS:
             weight, x = weight.to(tl.float32), x.to(tl.float32)
         if BY_TILE:
-            x_scale = tl.load(x_scale_at + tile, mask=row_inside, other=0.0)
+            x_scale = tl.load(x_scale_at + split * (SPAN // COLUMNS) + tile, mask=row_inside, other=0.0)
             total += tl.dot(weight, tl.trans(x)) * x_scale[None, :]
         else:
             total = tl.dot(weight, tl.trans(x), total, max_num_imprecise_acc=COLUMNS)
     if EARLY:
         gdc_launch_dependents()  # not sooner: the next kernel's waiting programs would take the shared memory of this one's
     if not BY_TILE:
-        total *= tl.load(x_scale_ptr + row, mask=row_inside, other=0.0)[None, :]
+        total *= tl.load(x_scale_at, mask=row_inside, other=0.0)[None, :]
     total *= tl.load(scale_ptr + output, mask=inside, other=0.0)[:, None]
     if HAS_BIAS:
         total += tl.load(bias_ptr + output, mask=inside, other=0.0).to(tl.float32)[:, None]

@@ -7,7 +7,7 @@ scales are applied by whatever reads the product: the LayerNorm (`Summands`), or
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 
@@ -20,6 +20,9 @@ TILE = 128  # columns that share a scale where a row has several
 _SMALLEST_SCALE = 1e-12  # a row of zeros keeps a scale that can be divided by
 _BLOCK = 1024
 
+# How a kernel rounds what it makes: by tiles, or all of it with one scale that is known before, float32 of one number.
+Rounding: TypeAlias = Literal["by tile"] | torch.Tensor
+
 
 class ScaledRows(NamedTuple):
     """values: float8_e4m3fn [rows, width]; scale: float32 [rows], or [rows, width / TILE], one for each tile of columns.
@@ -30,9 +33,14 @@ class ScaledRows(NamedTuple):
     values: torch.Tensor
     scale: torch.Tensor
 
+    @property
+    def by_tile(self) -> bool:
+        """Whether each tile has its own scale."""
+        return self.scale.dim() == 2
+
     def numbers(self) -> torch.Tensor:
         """float32 [rows, width]."""
-        scale = self.scale[:, None] if self.scale.dim() == 1 else self.scale.repeat_interleave(TILE, dim=1)
+        scale = self.scale.repeat_interleave(TILE, dim=1) if self.by_tile else self.scale[:, None]
         return self.values.float() * scale
 
 
@@ -160,6 +168,12 @@ def _finish_and_scale_kernel(
     if PLAIN_STEPS:  # the product may be a rounding error too large; a GPU's conversion saturates
         level = tl.minimum(tl.maximum(level, -448.0), 448.0)
     tl.store(out_ptr + row * width + column, level.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def levels_of(numbers, scale_ptr):
+    """Levels of the one scale at `scale_ptr`, to be converted."""
+    return tl.minimum(tl.maximum(numbers * (1.0 / tl.load(scale_ptr)), -448.0), 448.0)
 
 
 @triton.jit

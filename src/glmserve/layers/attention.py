@@ -20,7 +20,7 @@ from glmserve.kernels.paged_attention import paged_attention_torch
 from glmserve.kernels.paged_decode import paged_decode_attention
 from glmserve.kernels.paged_prefill import paged_prefill_attention
 from glmserve.kernels.rotary_store import finish_rotate_and_store, rotate_and_store
-from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows
+from glmserve.kernels.scaled_rows import TILE, Rounding, ScaledProduct, ScaledRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +82,21 @@ def attention(
     metadata: AttentionMetadata,
     num_heads: int,
     scale: float,
-    rounds: bool = False,
+    rounding: Rounding | None = None,
 ) -> torch.Tensor | ScaledRows:
     """Rotate, store and attend: [num_tokens, num_heads + 2 * num_kv_heads, head_dim] -> [num_tokens, num_heads * head_dim].
 
-    With `rounds` the result may come in fp8, with a scale for each head.  On a GPU `qkv` may be overwritten.
+    rounding: how the result comes in fp8; by tile it may do so where it decodes and a head is a tile.  On a GPU `qkv` may be overwritten.
     """
     decodes = metadata.query_starts is None
     if decodes and use_triton(cache.key) and cache.key.shape[2] == num_heads:
         assert metadata.pieces is not None
         return full_heads_decode(
             qkv, metadata.cos, metadata.sin, cache.key, cache.value, metadata.slot_mapping, metadata.block_tables, metadata.pieces,
-            scale, rounds and cache.key.shape[3] == TILE,
+            scale, rounding if isinstance(rounding, torch.Tensor) or cache.key.shape[3] == TILE else None,
         )  # fmt: skip
     query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
+    level_scale = rounding if isinstance(rounding, torch.Tensor) else None
     if not on_gpu(query):
         out = _attention_on_cpu(query, cache, metadata, scale)
     elif decodes:
@@ -103,15 +104,16 @@ def attention(
     elif metadata.whole and use_triton(query):
         assert metadata.query_starts is not None and metadata.context_lens is not None
         out = dense_prefill_attention(
-            query, key, value, metadata.query_starts, metadata.context_lens, metadata.max_query_len, scale, padded=metadata.padded
+            query, key, value, metadata.query_starts, metadata.context_lens, metadata.max_query_len, scale, metadata.padded, level_scale,
         )  # fmt: skip
     else:
         assert metadata.query_starts is not None and metadata.context_lens is not None
         out = paged_prefill_attention(
             query, cache.key, cache.value, metadata.block_tables, metadata.query_starts, metadata.seq_lens,
-            metadata.context_lens, metadata.max_query_len, scale,
+            metadata.context_lens, metadata.max_query_len, scale, level_scale,
         )  # fmt: skip
-    return out.reshape(out.shape[0], -1)
+    out = out.reshape(out.shape[0], -1)
+    return out if level_scale is None else ScaledRows(out, level_scale.expand(out.shape[0]))
 
 
 def attention_of_newest(
@@ -121,18 +123,18 @@ def attention_of_newest(
     newest: NewestTokens,
     num_heads: int,
     scale: float,
-    rounds: bool = False,
+    rounding: Rounding | None = None,
 ) -> torch.Tensor | ScaledRows:
     """Rotate and store all tokens of a prefill step, but attend for its newest ones alone: [num_sampling, num_heads * head_dim].
 
-    `rounds`: as in `attention`.  qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.
+    rounding: as in `attention`.  qkv: [num_tokens, num_heads + 2 * num_kv_heads, head_dim]; on a GPU it may be overwritten.
     """
     # before the rotation, which may be in place and which decoding does itself
     picked = qkv.of_rows(newest.rows) if isinstance(qkv, ScaledProduct) else qkv.index_select(0, newest.rows)
-    if rounds:  # so few rows come finished when decoding, for which the kernel is compiled
+    if isinstance(rounding, str):  # so few rows come finished when decoding, for which the kernel is compiled
         picked = _finished(picked, cache)
     store_keys_and_values(qkv, cache, metadata, num_heads)
-    return attention(picked, cache, newest.metadata, num_heads, scale, rounds)
+    return attention(picked, cache, newest.metadata, num_heads, scale, rounding)
 
 
 def store_keys_and_values(qkv: torch.Tensor | ScaledProduct, cache: LayerCache, metadata: AttentionMetadata, num_heads: int) -> None:

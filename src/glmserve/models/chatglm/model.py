@@ -15,8 +15,9 @@ from torch import nn
 from glmserve.kernels.backend import on_gpu
 from glmserve.kernels.layer_stream import Norm, Stretch, layer_stream, serves_layer_stream
 from glmserve.kernels.norm import Summands, residual_layer_norm, residual_layer_norm_scaled
-from glmserve.kernels.scaled_rows import ScaledProduct, ScaledRows
+from glmserve.kernels.scaled_rows import Rounding, ScaledProduct, ScaledRows
 from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
+from glmserve.layers.fixed_scales import fixed_mean_scale
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantized_linear import QuantizedLinear, make_linear
 from glmserve.layers.rotary import RotaryTable
@@ -82,8 +83,7 @@ class ChatGLM(nn.Module):
         """All weights are there: what depends on them is settled."""
         blocks: list[Block] = list(self.layers)  # type: ignore[arg-type]
         for block in blocks:
-            norm = block.post_attention_layernorm
-            block.dense_h_to_4h.fix_scales(norm.weight, norm.bias)
+            block.fix_scales(self.prefix_encoder is not None)
 
     def take_soft_tokens(self) -> torch.Tensor | None:
         """P-Tuning's keys and values, [num_soft_tokens, num_layers, 2, num_heads, head_dim]; what made them is let go."""
@@ -119,12 +119,23 @@ class Block(nn.Module):
         hidden_size, kept = spec.hidden_size, spec.layer_format
         self.num_heads, self.head_dim = spec.num_heads, spec.head_dim
         self._is_fp8 = kept == "fp8"
+        self._mixed_scale: torch.Tensor | None = None  # of what attention gives, where it is known before
         self.input_layernorm = LayerNorm(spec)
         self.query_key_value = make_linear(hidden_size, 3 * hidden_size, kept)  # rows reordered at load: all q, all k, all v
         self.dense = make_linear(hidden_size, hidden_size, kept)
         self.post_attention_layernorm = LayerNorm(spec)
         self.dense_h_to_4h = make_linear(hidden_size, spec.intermediate_size, kept, scaled_by_twos=True)
         self.dense_4h_to_h = make_linear(spec.intermediate_size, hidden_size, kept)
+
+    def fix_scales(self, has_soft_tokens: bool) -> None:
+        """Once all weights are there.  has_soft_tokens: values come from elsewhere too, so those of the tokens say nothing of the most."""
+        norm, product = self.post_attention_layernorm, self.query_key_value
+        self.dense_h_to_4h.fix_scales(norm.weight, norm.bias)
+        if isinstance(product, QuantizedLinear) and self.dense.takes_scaled(2, product.weight.device) and not has_soft_tokens:
+            assert product.bias is not None  # takes_scaled
+            values = slice(2 * self.num_heads * self.head_dim, None)
+            of_values = (product.weight[values], product.scale[values], product.bias[values])
+            self._mixed_scale = fixed_mean_scale(self.input_layernorm.weight, self.input_layernorm.bias, *of_values)
 
     def begin(self, x: torch.Tensor | Summands, residual: torch.Tensor | None) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
         """(q|k|v, a) from [num_tokens, hidden_size] each; x may still be the summands of a product."""
@@ -135,7 +146,7 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, following: Block
     ) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
         """(q|k|v, a) of the following block."""
-        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, self._rounds(a))
+        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, self._rounding(a, metadata))
         if self._streams(mixed, a):
             next_qkv, a = layer_stream(mixed, a, self._stretch_to(following.input_layernorm, following.query_key_value))
             assert next_qkv is not None
@@ -146,7 +157,7 @@ class Block(nn.Module):
         self, qkv: torch.Tensor | ScaledProduct, a: torch.Tensor, metadata: AttentionMetadata, cache: LayerCache, final: LayerNorm
     ) -> torch.Tensor:
         """The last block: [num_tokens, hidden_size], normalised by the model's final LayerNorm."""
-        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, self._rounds(a))
+        mixed = attention(qkv, cache, metadata, self.num_heads, self.head_dim**-0.5, self._rounding(a, metadata))
         return self._end(mixed, a, final)
 
     def finish_newest(
@@ -155,21 +166,24 @@ class Block(nn.Module):
     ) -> torch.Tensor:  # fmt: skip
         """`finish` for the newest tokens alone, [num_sampling, hidden_size]; K and V of all are stored."""
         a = a.index_select(0, newest.rows)
-        rounds = self._rounds(a)  # as when decoding, for which the kernels are compiled at the start
-        mixed = attention_of_newest(qkv, cache, metadata, newest, self.num_heads, self.head_dim**-0.5, rounds)
+        rounding = self._rounding(a, newest.metadata)  # as when decoding, for which the kernels are compiled at the start
+        mixed = attention_of_newest(qkv, cache, metadata, newest, self.num_heads, self.head_dim**-0.5, rounding)
         return self._end(mixed, a, final)
 
     def store(self, qkv: torch.Tensor | ScaledProduct, metadata: AttentionMetadata, cache: LayerCache) -> None:
         """Only what later tokens need of this layer: its K and V."""
         store_keys_and_values(qkv, cache, metadata, self.num_heads)
 
-    def _rounds(self, a: torch.Tensor) -> bool:
-        """Whether attention had better round what it gives to fp8."""
-        return self.dense.takes_tiles(*_size(a)) or (self._is_fp8 and self._fits_stream(a))
+    def _rounding(self, a: torch.Tensor, metadata: AttentionMetadata) -> Rounding | None:
+        """How attention had better round what it gives to fp8."""
+        decodes = metadata.query_starts is None
+        if decodes and (self.dense.takes_tiles(*_size(a)) or (self._is_fp8 and self._fits_stream(a))):
+            return "by tile"
+        return self._mixed_scale if not decodes or self.dense.takes_scaled(*_size(a)) else None
 
     def _streams(self, mixed: torch.Tensor | ScaledRows, a: torch.Tensor) -> bool:
-        """Whether what follows attention is one kernel.  Attention over a prompt does not round, which that kernel wants in fp8."""
-        return self._fits_stream(a) and isinstance(mixed, ScaledRows) == self._is_fp8
+        """Whether what follows attention is one kernel.  Attention over a prompt does not round by tile, which that kernel wants in fp8."""
+        return self._fits_stream(a) and (isinstance(mixed, ScaledRows) and mixed.by_tile) == self._is_fp8
 
     def _fits_stream(self, a: torch.Tensor) -> bool:
         return on_gpu(a) and serves_layer_stream(a, self.dense.weight, self.dense_h_to_4h.out_features)
