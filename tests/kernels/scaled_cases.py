@@ -18,8 +18,12 @@ def check_blas_products(on: Device, rows: int, outputs: int, width: int) -> None
         assert product.dtype == torch.bfloat16
         assert_close(product, blas_product.levels_product_torch(levels, weight), torch.bfloat16)
         row_scale, weight_scale, factor = (torch.tensor(number, device=on.name) for number in (count / 3e5, 30 / count / width**0.5, 16.0))
-        to = blas_product.GeluLevels(row_scale, weight_scale, on.randn(outputs), factor)
-        out, twin = blas_product.gelu_levels(levels, weight, to), blas_product.gelu_levels_torch(levels, weight, to)
+        to = blas_product.Finish(row_scale, weight_scale, on.randn(outputs))
+        numbers = blas_product.finished_product(levels, weight, to)
+        assert numbers.dtype == on.dtype
+        assert_close(numbers, blas_product.finished_product_torch(levels, weight, to), torch.bfloat16)
+        to = to._replace(gelu_factor=factor)
+        out, twin = blas_product.finished_product(levels, weight, to), blas_product.finished_product_torch(levels, weight, to)
         exact = activation.gelu_tanh_torch((levels.float() @ weight.float().t()) * row_scale * weight_scale + to.bias.float()) * factor
         assert relative_error(out, exact) <= 1.05 * relative_error(twin, exact) <= 0.04  # sums added up fast: a level may be the next one
     for not_served in (levels.t(), levels[1:, width // 2 :]):

@@ -1,7 +1,8 @@
 """Products of fp8 rows and an fp8 weight through cuBLASLt, where torch has no word for what is wanted of it.
 
-Two things: a form of the product that is fast for seconds and not for a moment, and one that applies GELU and rounds to fp8 as it writes
-(docs/decisions/fp8-prompts.md).  The library is the one that torch has loaded.  Twins: `levels_product_torch`, `gelu_levels_torch`.
+Two things: a form of the product that is fast for seconds and not for a moment, and one that finishes the numbers as it writes, with GELU
+in fp8 where that is wanted (docs/decisions/fp8-prompts.md).  The library is the one that torch has loaded.  Twins: `levels_product_torch`,
+`finished_product_torch`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _LASTING_TILE = 24  # CUBLASLT_MATMUL_TILE_256x128: 256 outputs of 128 rows
 _MOST_FORMS = 16
 # Of cudaDataType_t, cublasComputeType_t and cublasLtEpilogue_t.
 _KINDS = {torch.float32: 0, torch.float16: 2, torch.bfloat16: 14, torch.float8_e4m3fn: 28}
-_COMPUTE_FLOAT32, _GELU_BIAS = 68, 36
+_COMPUTE_FLOAT32, _ADDING_BIAS, _GELU_AFTER_BIAS = 68, 4, 36
 # Of cublasLtMatmulDescAttributes_t.
 _TRANSPOSE_FIRST, _EPILOGUE, _BIAS, _FIRST_SCALE, _SECOND_SCALE, _OUT_SCALE, _FAST_ACCUMULATION, _BIAS_KIND = 3, 7, 8, 17, 18, 20, 25, 26
 _COLUMNS = 3  # of cublasLtMatrixLayoutAttribute_t
@@ -31,17 +32,17 @@ _MOST_WORKSPACE = 1  # of cublasLtMatmulPreferenceAttributes_t
 _TILE = 1  # of cublasLtMatmulAlgoConfigAttributes_t
 
 
-class GeluLevels(NamedTuple):
-    """What turns a product of levels into the levels of its tanh GELU; scales are float32 tensors of one number.
+class Finish(NamedTuple):
+    """What turns a product of levels into numbers; scales are float32 tensors of one number.
 
-    The product's numbers are levels * row_scale * weight_scale + bias, and those of the result levels / out_factor.  bias: [outputs] in
-    float16 or bfloat16.
+    They are levels * row_scale * weight_scale + bias, in the bias' dtype; with gelu_factor the levels of their tanh GELU, which stand for
+    levels / gelu_factor.  bias: [outputs] in float16 or bfloat16.
     """
 
     row_scale: torch.Tensor
     weight_scale: torch.Tensor
     bias: torch.Tensor
-    out_factor: torch.Tensor
+    gelu_factor: torch.Tensor | None = None
 
 
 class _Form(ctypes.Structure):
@@ -76,7 +77,7 @@ def levels_product(levels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     Source: cuBLAS manual, "Using the cuBLASLt API".
     """
     out = levels.new_empty((levels.shape[0], weight.shape[0]), dtype=torch.bfloat16)
-    _product(levels.device, *weight.shape, torch.bfloat16, None).run(levels, weight, out)
+    _product(levels.device, *weight.shape, torch.bfloat16).run(levels, weight, out)
     return out
 
 
@@ -85,20 +86,23 @@ def levels_product_torch(levels: torch.Tensor, weight: torch.Tensor) -> torch.Te
     return (levels.float() @ weight.float().t()).bfloat16()
 
 
-def gelu_levels(levels: torch.Tensor, weight: torch.Tensor, to: GeluLevels) -> torch.Tensor:
-    """The levels, float8_e4m3fn [rows, outputs], of tanh GELU of the product.  Arguments and errors as in `levels_product`."""
-    out = levels.new_empty((levels.shape[0], weight.shape[0]))
-    product = _product(levels.device, *weight.shape, torch.float8_e4m3fn, to.bias.dtype)
+def finished_product(levels: torch.Tensor, weight: torch.Tensor, to: Finish) -> torch.Tensor:
+    """The product's numbers, [rows, outputs] in 16 bits, or the float8_e4m3fn levels of their GELU.  Else as `levels_product`."""
+    gelu = to.gelu_factor is not None
+    out = torch.empty((levels.shape[0], weight.shape[0]), dtype=levels.dtype if gelu else to.bias.dtype, device=levels.device)
+    product = _product(levels.device, *weight.shape, out.dtype, _GELU_AFTER_BIAS if gelu else _ADDING_BIAS, to.bias.dtype)
     product.finish(to)
     product.run(levels, weight, out)
     return out
 
 
-def gelu_levels_torch(levels: torch.Tensor, weight: torch.Tensor, to: GeluLevels) -> torch.Tensor:
-    """The plain twin of `gelu_levels`."""
-    product = (levels.float() @ weight.float().t()) * (to.row_scale * to.weight_scale) + to.bias.float()
+def finished_product_torch(levels: torch.Tensor, weight: torch.Tensor, to: Finish) -> torch.Tensor:
+    """The plain twin of `finished_product`."""
+    numbers = (levels.float() @ weight.float().t()) * (to.row_scale * to.weight_scale) + to.bias.float()
+    if to.gelu_factor is None:
+        return numbers.to(to.bias.dtype)
     kept = torch.finfo(torch.float8_e4m3fn)
-    return (gelu_tanh_torch(product) * to.out_factor).clamp(kept.min, kept.max).to(torch.float8_e4m3fn)
+    return (gelu_tanh_torch(numbers) * to.gelu_factor).clamp(kept.min, kept.max).to(torch.float8_e4m3fn)
 
 
 class _Product:
@@ -107,24 +111,27 @@ class _Product:
     It stores by columns, so to it the result's transpose is the weight, transposed, times the rows' transpose.
     """
 
-    def __init__(self, device: torch.device, outputs: int, width: int, out: torch.dtype, gelu_bias: torch.dtype | None) -> None:
+    def __init__(
+        self, device: torch.device, outputs: int, width: int, out: torch.dtype, epilogue: int | None, bias: torch.dtype | None
+    ) -> None:
         self._handle = _handle(device)
         self._description = _new("MatmulDesc", _COMPUTE_FLOAT32, _KINDS[torch.float32])
         self._set(_TRANSPOSE_FIRST, ctypes.c_int32(1))
         self._set(_FAST_ACCUMULATION, ctypes.c_int8(1))
-        if gelu_bias is not None:
-            self._set(_EPILOGUE, ctypes.c_uint32(_GELU_BIAS))
-            self._set(_BIAS_KIND, ctypes.c_int32(_KINDS[gelu_bias]))
+        if epilogue is not None and bias is not None:
+            self._set(_EPILOGUE, ctypes.c_uint32(epilogue))
+            self._set(_BIAS_KIND, ctypes.c_int32(_KINDS[bias]))
         self._weight, self._rows = _layout(torch.float8_e4m3fn, width, outputs), _layout(torch.float8_e4m3fn, width, 1)
         self._out = _layout(out, outputs, 1)
-        self._added = _layout(gelu_bias or out, outputs, 1)  # a matrix that is added 0 times, and has to be of 16 bits
+        self._added = _layout(bias or out, outputs, 1)  # a matrix that is added 0 times, and has to be of 16 bits
         self._form = functools.lru_cache(maxsize=256)(self._find_form)
 
-    def finish(self, to: GeluLevels) -> None:
+    def finish(self, to: Finish) -> None:
         """What the next run does with its numbers."""
-        pointers = {_BIAS: to.bias, _FIRST_SCALE: to.weight_scale, _SECOND_SCALE: to.row_scale, _OUT_SCALE: to.out_factor}
+        pointers = {_BIAS: to.bias, _FIRST_SCALE: to.weight_scale, _SECOND_SCALE: to.row_scale, _OUT_SCALE: to.gelu_factor}
         for attribute, tensor in pointers.items():
-            self._set(attribute, ctypes.c_uint64(tensor.data_ptr()))
+            if tensor is not None:
+                self._set(attribute, ctypes.c_uint64(tensor.data_ptr()))
 
     def run(self, levels: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
         """Launch it in the current stream."""
@@ -155,8 +162,10 @@ class _Product:
 
 
 @functools.cache
-def _product(device: torch.device, outputs: int, width: int, out: torch.dtype, gelu_bias: torch.dtype | None) -> _Product:
-    return _Product(device, outputs, width, out, gelu_bias)
+def _product(
+    device: torch.device, outputs: int, width: int, out: torch.dtype, epilogue: int | None = None, bias: torch.dtype | None = None
+) -> _Product:
+    return _Product(device, outputs, width, out, epilogue, bias)
 
 
 @functools.cache

@@ -41,6 +41,10 @@ class Product(NamedTuple):
     scale: torch.Tensor | None
     bias: torch.Tensor
 
+    def of_outputs(self, outputs: slice) -> Product:
+        """That of some outputs."""
+        return Product(self.weight[outputs], None if self.scale is None else self.scale[outputs], self.bias[outputs])
+
 
 class Norm(NamedTuple):
     """A LayerNorm's weight and bias, [hidden_size] each."""

@@ -96,7 +96,7 @@ def attention(
             scale, rounding if isinstance(rounding, torch.Tensor) or cache.key.shape[3] == TILE else None,
         )  # fmt: skip
     query, key, value = _rotated_and_stored(qkv, cache, metadata, num_heads)
-    level_scale = rounding if isinstance(rounding, torch.Tensor) else None
+    level_scale = rounding if isinstance(rounding, torch.Tensor) and not decodes else None
     if not on_gpu(query):
         out = _attention_on_cpu(query, cache, metadata, scale)
     elif decodes:

@@ -3,18 +3,17 @@
 LayerNorm gives weight * n + bias with |n| <= sqrt(width), so no number exceeds sqrt(width) |weight| + |bias|; and by Cauchy and Schwarz a
 product's output stays below sqrt(width) |weight * w| + |bias| |w| + its own bias, w being the output's row.  Such bounds are some 60 times
 what is usual.  A float is as fine there, but for the smallest numbers; where these would be missed there are no such scales.  What they
-are good for: the product may apply GELU and round as it writes (kernels/blas_product.py), and attention, whose means of values exceed no
-value, as it ends.
+are good for: a product finishes its numbers as it writes, with GELU and in fp8 where that is wanted (kernels/blas_product.py), and
+attention, whose means of values exceed no value, rounds as it ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
-from glmserve.kernels.blas_product import GeluLevels
+from glmserve.kernels.layer_stream import Norm, Product
 from glmserve.kernels.scaled_rows import LARGEST_FP8
 
 _SMALLEST_LEVEL = 2.0**-9  # of float8_e4m3fn
@@ -24,14 +23,6 @@ _FINEST_OF_MEANS, _MEANS_OF = 0.05, 1024  # or of the mean of so many usual and 
 _SPREAD = 64.0  # of an fp8 weight's scales: beyond, the rows of small numbers would lose theirs
 _ROUNDED = 17 / 16  # how much rounding to fp8 may enlarge a number
 _NUMBERS_AT_ONCE = 2**24
-
-
-class FixedScales(NamedTuple):
-    """rows, out: float32 of one number, the scale of the LayerNorm's rows and of GELU's result; gelu: the product between the two."""
-
-    rows: torch.Tensor
-    out: torch.Tensor
-    gelu: GeluLevels
 
 
 def share_scale(weight: torch.Tensor, scale: torch.Tensor) -> bool:
@@ -49,49 +40,41 @@ def share_scale(weight: torch.Tensor, scale: torch.Tensor) -> bool:
     return True
 
 
-def fixed_scales(
-    norm_weight: torch.Tensor, norm_bias: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
-) -> FixedScales | None:
-    """Scales for LayerNorm -> product -> GELU, or None where they would be too coarse.
-
-    norm_weight, norm_bias: [width]; weight, scale: as `share_scale` left them; bias: [outputs].
-    """
-    norm_weight, norm_bias = norm_weight.float(), norm_bias.float()
-    root = weight.shape[1] ** 0.5
-    most_rows = (root * norm_weight.abs() + norm_bias.abs()).max()
-    usual_rows = norm_weight.square().mean().sqrt()
-    reach = [_reach(weight[rows].float() * scale[rows], norm_weight, norm_bias, root) + bias[rows].float().abs() for rows in _parts(weight)]
-    most_out = torch.cat(reach).max()
-    if float(most_rows * _STEP) > _FINEST * float(usual_rows) or float(most_out * _STEP) > _FINEST:  # GELU bends at 1
-        return None
-    rows_scale, out_scale = most_rows / LARGEST_FP8, most_out / LARGEST_FP8
-    return FixedScales(rows_scale, out_scale, GeluLevels(rows_scale, scale[0, 0].clone(), bias, 1 / out_scale))
+def norm_scale(norm: Norm) -> torch.Tensor | None:
+    """The scale, float32 of one number, for a LayerNorm's rows, or None where it would be too coarse."""
+    weight, bias = norm.weight.float(), norm.bias.float()
+    most = (len(weight) ** 0.5 * weight.abs() + bias.abs()).max()
+    return _scale(most, _FINEST * weight.abs().median())
 
 
-def fixed_mean_scale(
-    norm_weight: torch.Tensor, norm_bias: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor | None:
-    """The scale, float32 of one number, for weighted means of what LayerNorm -> product gives, or None where it would be too coarse.
-
-    norm_weight, norm_bias: [width]; weight: float8_e4m3fn [outputs, width]; scale: float32 [outputs, 1]; bias: [outputs].
-    """
-    norm_weight, norm_bias = norm_weight.float(), norm_bias.float()
-    most, squares = norm_weight.new_zeros(()), norm_weight.new_zeros(())
-    for rows in _parts(weight):
-        numbers, added = weight[rows].float() * scale[rows], bias[rows].float()
-        most = torch.maximum(most, (_reach(numbers, norm_weight, norm_bias, weight.shape[1] ** 0.5) + added.abs()).max())
-        squares += (numbers * norm_weight).square().sum()
-    most *= _ROUNDED  # the values are rounded once more where K/V are in fp8
-    usual = (squares / weight.shape[0]).sqrt()
-    if float(most * _STEP) > _FINEST_OF_MEANS * float(usual) / _MEANS_OF**0.5:
-        return None
-    return most / LARGEST_FP8
+def gelu_scale(norm: Norm, product: Product) -> torch.Tensor | None:
+    """The same for what LayerNorm -> product -> GELU gives.  The product is one of fp8."""
+    most, _ = _reach(norm, product)
+    return _scale(most, torch.full_like(most, _FINEST))  # GELU bends at 1
 
 
-def _reach(numbers: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, root: float) -> torch.Tensor:
-    """[rows of `numbers`]: the most that each can give."""
-    length: torch.Tensor = (numbers * norm_weight).square().sum(dim=1).sqrt()
-    return _ROUNDED * (root * length + numbers.abs() @ norm_bias.abs())
+def mean_scale(norm: Norm, product: Product) -> torch.Tensor | None:
+    """The same for weighted means of what LayerNorm -> product gives.  The product is one of fp8."""
+    most, usual = _reach(norm, product)
+    most = _ROUNDED * most  # values are rounded once more where K/V are in fp8
+    return _scale(most, _FINEST_OF_MEANS * usual / _MEANS_OF**0.5)
+
+
+def _scale(most: torch.Tensor, finest: torch.Tensor) -> torch.Tensor | None:
+    return most / LARGEST_FP8 if float(most * _STEP) <= float(finest) else None
+
+
+def _reach(norm: Norm, product: Product) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most that an output can give, and what is usual."""
+    assert product.scale is not None
+    norm_weight, norm_bias, root = norm.weight.float(), norm.bias.float().abs(), product.weight.shape[1] ** 0.5
+    most, lengths = norm_weight.new_zeros(()), []
+    for rows in _parts(product.weight):
+        numbers = product.weight[rows].float() * product.scale[rows]
+        lengths.append((numbers * norm_weight).square().sum(dim=1).sqrt())
+        reach = _ROUNDED * (root * lengths[-1] + numbers.abs() @ norm_bias) + product.bias[rows].float().abs()
+        most = torch.maximum(most, reach.max())
+    return most, torch.cat(lengths).median()
 
 
 def _parts(weight: torch.Tensor) -> Iterator[slice]:

@@ -89,9 +89,6 @@ class Linear(nn.Module):
         """Never."""
         return False
 
-    def fix_scales(self, norm_weight: torch.Tensor, norm_bias: torch.Tensor) -> None:
-        """Nothing to do: its rows have no scales."""
-
     def fixed_row_scale(self, num_rows: int) -> torch.Tensor | None:
         """None."""
         return None

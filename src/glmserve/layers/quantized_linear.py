@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from glmserve.kernels.activation import gelu_tanh
-from glmserve.kernels.blas_product import gelu_levels, serves_blas_product
+from glmserve.kernels.blas_product import Finish, finished_product, serves_blas_product
 from glmserve.kernels.few_rows_linear import few_rows_linear, few_rows_parts, serves_few_rows
 from glmserve.kernels.layer_stream import Product
 from glmserve.kernels.norm import Summands
@@ -21,7 +21,7 @@ from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
 from glmserve.kernels.quantized_linear import dequantize, quantized_linear_torch
 from glmserve.kernels.scaled_few_rows import scaled_few_rows, scaled_few_rows_gelu, scaled_few_rows_parts, serves_scaled_few_rows
 from glmserve.kernels.scaled_rows import TILE, ScaledProduct, ScaledRows, finish, finish_gelu, scale_rows, scale_rows_torch, scaled_product
-from glmserve.layers.fixed_scales import FixedScales, fixed_scales, share_scale
+from glmserve.layers.fixed_scales import share_scale
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantization import PACKED_DTYPES, packed_columns
 from glmserve.protocol.weight_format import WeightFormat
@@ -57,31 +57,47 @@ class QuantizedLinear(nn.Module):
         self.scale = nn.Parameter(torch.empty(out_features, 1, dtype=torch.float32), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.scaled_by_twos = False
-        self._fixed: FixedScales | None = None
+        self._finish: Finish | None = None  # of many rows, where all scales are known before
 
-    def fix_scales(self, norm_weight: torch.Tensor, norm_bias: torch.Tensor) -> None:
-        """Once all weights are there: let the product of many rows apply GELU and round as it writes, where that is possible.
+    def fix_scales(self, rows: torch.Tensor | None) -> None:
+        """Once all weights are there: let the product of many rows finish its numbers as it writes, where that is possible.
 
-        norm_weight, norm_bias: [in_features], of the LayerNorm whose rows it takes.  Its own scales are by twos.
+        rows: the scale, float32 of one number, that its rows are going to have, if it is known.  Its weight's scales are by twos.
         """
+        if rows is not None:
+            self._fix_scales(rows, None)
+
+    def fix_gelu_scales(self, rows: torch.Tensor | None, out: torch.Tensor | None) -> None:
+        """The same where `gelu` is what will be asked of it.  out: the scale of its result, if it is known."""
+        if rows is not None and out is not None:
+            self._fix_scales(rows, 1 / out)
+
+    def _fix_scales(self, rows: torch.Tensor, gelu_factor: torch.Tensor | None) -> None:
         assert self.scaled_by_twos
         few = self.weight.new_zeros((_FEWEST_FIXED_ROWS, self.in_features)) if self.weight_format == "fp8" else None
         if few is None or self.bias is None or self.bias.dtype == torch.float32 or not serves_blas_product(few, self.weight):
             return
         if share_scale(self.weight, self.scale):
-            self._fixed = fixed_scales(norm_weight, norm_bias, self.weight, self.scale, self.bias)
-        if self._fixed is not None:
+            finish = Finish(rows, self.scale[0, 0].clone(), self.bias, gelu_factor)
             try:
-                gelu_levels(few, self.weight, self._fixed.gelu)
+                finished_product(few, self.weight, finish)
             except RuntimeError:  # another release of cuBLASLt may not have it
-                self._fixed = None
+                return
+            self._finish = finish
 
     def fixed_row_scale(self, num_rows: int) -> torch.Tensor | None:
-        """The scale, float32 of one number, that so many rows have to have for `gelu`; None where each may have its own."""
-        return self._fixed.rows if self._fixed is not None and num_rows >= _FEWEST_FIXED_ROWS else None
+        """The scale, float32 of one number, that so many rows have to have; None where each may have its own."""
+        return self._finish.row_scale if self._finish is not None and num_rows >= _FEWEST_FIXED_ROWS else None
+
+    @property
+    def fixed_gelu_scale(self) -> torch.Tensor | None:
+        """The scale, float32 of one number, of what `gelu` gives of many rows; None where each row has its own."""
+        return None if self._finish is None or self._finish.gelu_factor is None else 1 / self._finish.gelu_factor
 
     def forward(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]; in the bias' dtype where the rows are rounded already."""
+        if (finished := self._finished(x, gelu=False)) is not None:
+            return finished
         dtype = self._dtype_of_product(x)
         if isinstance(x, torch.Tensor):
             if (way := self.way(x)) != "scaled":
@@ -93,21 +109,22 @@ class QuantizedLinear(nn.Module):
 
     def gelu(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledRows:
         """tanh GELU of the product, in one pass where that is possible; as scaled rows where the next product would scale them anyway."""
+        if (levels := self._finished(x, gelu=True)) is not None:
+            assert self.fixed_gelu_scale is not None
+            return ScaledRows(levels, self.fixed_gelu_scale.expand(len(levels)))
         if isinstance(x, torch.Tensor):
             if (way := self.way(x)) != "scaled" or self.bias is None:
                 return self._product(way, x, gelu=True)
-            fixed = self.fixed_row_scale(len(x))
-            x = scale_rows(x) if fixed is None else scale_rows_torch(x, fixed)
+            x = scale_rows(x)
         assert self.bias is not None
-        num_rows = len(x.values)
-        if self._fixed is not None and num_rows >= _FEWEST_FIXED_ROWS:
-            return ScaledRows(gelu_levels(x.values, self.weight, self._fixed.gelu), self._fixed.out.expand(num_rows))
         if self._is_few(x) and self.out_features % TILE == 0:
             return scaled_few_rows_gelu(x, self.weight, self.scale, self.bias)
         return finish_gelu(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias)
 
     def summands(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | Summands:
         """The product, or what a LayerNorm has to do to finish it."""
+        if (finished := self._finished(x, gelu=False)) is not None:
+            return finished
         if isinstance(x, torch.Tensor):
             way = self.way(x)
             if way == "few_rows":
@@ -121,9 +138,19 @@ class QuantizedLinear(nn.Module):
 
     def unfinished(self, x: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledProduct:
         """The product, or what its reader has to do to finish it."""
+        if (finished := self._finished(x, gelu=False)) is not None:
+            return finished
         if isinstance(x, torch.Tensor) or self._is_few(x) or self.bias is None:
             return self.forward(x)
         return ScaledProduct(scaled_product(x, self.weight), x.scale, self.scale[:, 0], self.bias)
+
+    def _finished(self, x: torch.Tensor | ScaledRows, gelu: bool) -> torch.Tensor | None:
+        """What `finished_product` makes of many rows, where all scales are known before; rows that are scaled have the fixed one."""
+        num_rows = len(x.values if isinstance(x, ScaledRows) else x)
+        if self._finish is None or num_rows < _FEWEST_FIXED_ROWS or gelu != (self._finish.gelu_factor is not None):
+            return None
+        rows = x if isinstance(x, ScaledRows) else scale_rows_torch(x, self._finish.row_scale)
+        return finished_product(rows.values, self.weight, self._finish)
 
     def as_product(self) -> Product:
         """What a kernel over several products takes of this one, which has a bias."""

@@ -17,7 +17,7 @@ from glmserve.kernels.layer_stream import Norm, Stretch, layer_stream, serves_la
 from glmserve.kernels.norm import Summands, residual_layer_norm, residual_layer_norm_scaled
 from glmserve.kernels.scaled_rows import Rounding, ScaledProduct, ScaledRows
 from glmserve.layers.attention import AttentionMetadata, LayerCache, NewestTokens, attention, attention_of_newest, store_keys_and_values
-from glmserve.layers.fixed_scales import fixed_mean_scale
+from glmserve.layers.fixed_scales import gelu_scale, mean_scale, norm_scale
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantized_linear import QuantizedLinear, make_linear
 from glmserve.layers.rotary import RotaryTable
@@ -121,21 +121,26 @@ class Block(nn.Module):
         self._is_fp8 = kept == "fp8"
         self._mixed_scale: torch.Tensor | None = None  # of what attention gives, where it is known before
         self.input_layernorm = LayerNorm(spec)
-        self.query_key_value = make_linear(hidden_size, 3 * hidden_size, kept)  # rows reordered at load: all q, all k, all v
-        self.dense = make_linear(hidden_size, hidden_size, kept)
+        self.query_key_value = make_linear(hidden_size, 3 * hidden_size, kept, scaled_by_twos=True)  # rows reordered at load: q, k, v
+        self.dense = make_linear(hidden_size, hidden_size, kept, scaled_by_twos=True)
         self.post_attention_layernorm = LayerNorm(spec)
         self.dense_h_to_4h = make_linear(hidden_size, spec.intermediate_size, kept, scaled_by_twos=True)
-        self.dense_4h_to_h = make_linear(spec.intermediate_size, hidden_size, kept)
+        self.dense_4h_to_h = make_linear(spec.intermediate_size, hidden_size, kept, scaled_by_twos=True)
 
     def fix_scales(self, has_soft_tokens: bool) -> None:
         """Once all weights are there.  has_soft_tokens: values come from elsewhere too, so those of the tokens say nothing of the most."""
-        norm, product = self.post_attention_layernorm, self.query_key_value
-        self.dense_h_to_4h.fix_scales(norm.weight, norm.bias)
-        if isinstance(product, QuantizedLinear) and self.dense.takes_scaled(2, product.weight.device) and not has_soft_tokens:
-            assert product.bias is not None  # takes_scaled
-            values = slice(2 * self.num_heads * self.head_dim, None)
-            of_values = (product.weight[values], product.scale[values], product.bias[values])
-            self._mixed_scale = fixed_mean_scale(self.input_layernorm.weight, self.input_layernorm.bias, *of_values)
+        if not self._is_fp8:
+            return
+        products = (self.query_key_value, self.dense, self.dense_h_to_4h, self.dense_4h_to_h)
+        qkv, dense, up, down = (product for product in products if isinstance(product, QuantizedLinear))
+        before, after = self.input_layernorm.as_norm(), self.post_attention_layernorm.as_norm()
+        values = slice(2 * self.num_heads * self.head_dim, None)
+        if not has_soft_tokens:
+            self._mixed_scale = mean_scale(before, qkv.as_product().of_outputs(values))
+        qkv.fix_scales(norm_scale(before))
+        dense.fix_scales(self._mixed_scale)
+        up.fix_gelu_scales(norm_scale(after), gelu_scale(after, up.as_product()))
+        down.fix_scales(up.fixed_gelu_scale)
 
     def begin(self, x: torch.Tensor | Summands, residual: torch.Tensor | None) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
         """(q|k|v, a) from [num_tokens, hidden_size] each; x may still be the summands of a product."""
@@ -201,8 +206,8 @@ class Block(nn.Module):
     def _stretch_to(self, next_norm: LayerNorm, next_product: Linear | QuantizedLinear | None) -> Stretch:
         norm = self.post_attention_layernorm
         return Stretch(
-            self.dense.as_product(), Norm(norm.weight, norm.bias), self.dense_h_to_4h.as_product(), self.dense_4h_to_h.as_product(),
-            Norm(next_norm.weight, next_norm.bias), None if next_product is None else next_product.as_product(), ALPHA, norm.epsilon,
+            self.dense.as_product(), norm.as_norm(), self.dense_h_to_4h.as_product(), self.dense_4h_to_h.as_product(),
+            next_norm.as_norm(), None if next_product is None else next_product.as_product(), ALPHA, norm.epsilon,
         )  # fmt: skip
 
     def _qkv(self, rows: torch.Tensor | ScaledRows) -> torch.Tensor | ScaledProduct:
@@ -223,6 +228,10 @@ class LayerNorm(nn.Module):
     def forward(self, x: torch.Tensor | Summands, residual: torch.Tensor | None) -> torch.Tensor:
         """x, residual: [num_tokens, hidden_size]."""
         return residual_layer_norm(x, residual, ALPHA, self.weight, self.bias, self.epsilon)
+
+    def as_norm(self) -> Norm:
+        """What a kernel takes of it."""
+        return Norm(self.weight, self.bias)
 
     def for_product(
         self, product: Linear | QuantizedLinear, x: torch.Tensor | Summands, residual: torch.Tensor | None
