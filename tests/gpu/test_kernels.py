@@ -157,6 +157,13 @@ def test_scaled_rows(dtype: torch.dtype, rows: int, width: int) -> None:
     scaled_cases.check_scaled_rows(Device("cuda", dtype, seed=width), rows, width)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 65, 300])
+def test_scaled_product(dtype: torch.dtype, rows: int) -> None:
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("8-bit floats came with sm_89")
+    scaled_cases.check_scaled_product(Device("cuda", dtype, seed=rows), rows, 4096, 16384)
+
+
 @pytest.mark.parametrize("num_parts,num_tokens,hidden_size", [(1, 300, 4096), (4, 64, 4096), (2, 7, 100)])
 def test_scaled_layer_norm(dtype: torch.dtype, num_parts: int, num_tokens: int, hidden_size: int) -> None:
     scaled_cases.check_scaled_layer_norm(Device("cuda", dtype, seed=num_parts), num_parts, num_tokens, hidden_size)

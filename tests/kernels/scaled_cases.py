@@ -61,6 +61,13 @@ def check_scaled_few_rows(on: Device, rows: int, in_features: int, out_features:
             assert relative_error(out.numbers(), rounded.numbers()) <= ROUNDED_BOUND[on.name]
 
 
+def check_scaled_product(on: Device, rows: int, outputs: int, width: int) -> None:
+    """Of a single row too: such a chunk may be what is left of a prompt."""
+    x = scaled_rows.scale_rows_torch(on.randn(rows, width))
+    weight = scaled_rows.scale_rows_torch(on.randn(outputs, width)).values
+    assert_close(scaled_rows.scaled_product(x, weight), blas_product.levels_product_torch(x.values, weight), torch.bfloat16)
+
+
 def check_scaled_rows(on: Device, rows: int, width: int) -> None:
     """Rounding to 8-bit floats and what finishes a product of them."""
     x, bias = on.randn(rows, width) * 3, on.randn(width)
