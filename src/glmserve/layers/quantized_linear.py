@@ -58,6 +58,7 @@ class QuantizedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.scaled_by_twos = False
         self._finish: Finish | None = None  # of many rows, where all scales are known before
+        self.fixed_gelu_scale: torch.Tensor | None = None  # float32 of one number, of what `gelu` gives of many rows, where it is known
 
     def fix_scales(self, rows: torch.Tensor | None) -> None:
         """Once all weights are there: let the product of many rows finish its numbers as it writes, where that is possible.
@@ -65,34 +66,31 @@ class QuantizedLinear(nn.Module):
         rows: the scale, float32 of one number, that its rows are going to have, if it is known.  Its weight's scales are by twos.
         """
         if rows is not None:
-            self._fix_scales(rows, None)
+            self._finish = self._tried_finish(rows, None)
 
     def fix_gelu_scales(self, rows: torch.Tensor | None, out: torch.Tensor | None) -> None:
         """The same where `gelu` is what will be asked of it.  out: the scale of its result, if it is known."""
         if rows is not None and out is not None:
-            self._fix_scales(rows, 1 / out)
+            self._finish = self._tried_finish(rows, 1 / out)
+            self.fixed_gelu_scale = out if self._finish is not None else None
 
-    def _fix_scales(self, rows: torch.Tensor, gelu_factor: torch.Tensor | None) -> None:
+    def _tried_finish(self, rows: torch.Tensor, gelu_factor: torch.Tensor | None) -> Finish | None:
         assert self.scaled_by_twos
         few = self.weight.new_zeros((_FEWEST_FIXED_ROWS, self.in_features)) if self.weight_format == "fp8" else None
         if few is None or self.bias is None or self.bias.dtype == torch.float32 or not serves_blas_product(few, self.weight):
-            return
-        if share_scale(self.weight, self.scale):
-            finish = Finish(rows, self.scale[0, 0].clone(), self.bias, gelu_factor)
-            try:
-                finished_product(few, self.weight, finish)
-            except RuntimeError:  # another release of cuBLASLt may not have it
-                return
-            self._finish = finish
+            return None
+        if not share_scale(self.weight, self.scale):
+            return None
+        finish = Finish(rows, self.scale[0, 0].clone(), self.bias, gelu_factor)
+        try:
+            finished_product(few, self.weight, finish)
+        except RuntimeError:  # another release of cuBLASLt may not have it
+            return None
+        return finish
 
     def fixed_row_scale(self, num_rows: int) -> torch.Tensor | None:
         """The scale, float32 of one number, that so many rows have to have; None where each may have its own."""
         return self._finish.row_scale if self._finish is not None and num_rows >= _FEWEST_FIXED_ROWS else None
-
-    @property
-    def fixed_gelu_scale(self) -> torch.Tensor | None:
-        """The scale, float32 of one number, of what `gelu` gives of many rows; None where each row has its own."""
-        return None if self._finish is None or self._finish.gelu_factor is None else 1 / self._finish.gelu_factor
 
     def forward(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:
         """[num_tokens, in_features] -> [num_tokens, out_features]; in the bias' dtype where the rows are rounded already."""
@@ -147,7 +145,7 @@ class QuantizedLinear(nn.Module):
     def _finished(self, x: torch.Tensor | ScaledRows, gelu: bool) -> torch.Tensor | None:
         """What `finished_product` makes of many rows, where all scales are known before; rows that are scaled have the fixed one."""
         num_rows = len(x.values if isinstance(x, ScaledRows) else x)
-        if self._finish is None or num_rows < _FEWEST_FIXED_ROWS or gelu != (self._finish.gelu_factor is not None):
+        if self._finish is None or num_rows < _FEWEST_FIXED_ROWS or gelu != (self.fixed_gelu_scale is not None):
             return None
         rows = x if isinstance(x, ScaledRows) else scale_rows_torch(x, self._finish.row_scale)
         return finished_product(rows.values, self.weight, self._finish)

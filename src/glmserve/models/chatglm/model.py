@@ -135,7 +135,7 @@ class Block(nn.Module):
         qkv, dense, up, down = (product for product in products if isinstance(product, QuantizedLinear))
         before, after = self.input_layernorm.as_norm(), self.post_attention_layernorm.as_norm()
         values = slice(2 * self.num_heads * self.head_dim, None)
-        if not has_soft_tokens:
+        if not has_soft_tokens and dense.takes_scaled(2, dense.weight.device):
             self._mixed_scale = mean_scale(before, qkv.as_product().of_outputs(values))
         qkv.fix_scales(norm_scale(before))
         dense.fix_scales(self._mixed_scale)
