@@ -10,7 +10,7 @@ import torch
 
 from glmserve.config import EngineConfig
 from glmserve.engine.formats import kv_cache_dtype, with_formats
-from glmserve.engine.memory import check_room_for_weights, gib, num_kv_blocks
+from glmserve.engine.memory import check_room_for_weights, first_qkv_bytes, gib, num_kv_blocks, with_first_qkv
 from glmserve.kernels.backend import choose_kernels
 from glmserve.models.catalog import read_spec
 from glmserve.models.floor import head_values, layer_values
@@ -71,7 +71,8 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedEngine:
     spec = with_formats(config, spec, device)
     max_batched_tokens = _max_batched_tokens(config, spec, device)
     make_model = model_class(folder)
-    check_room_for_weights(parameter_bytes(make_model, spec, device, dtype), config, device)
+    spec = with_first_qkv(config, spec, dtype, device)
+    check_room_for_weights(parameter_bytes(make_model, spec, device, dtype) + first_qkv_bytes(spec, dtype), config, device)
     progress(f"allocating {folder.name} on {device} as {dtype}")
     model = build_model(make_model, kept_on(device, spec), device, dtype)
     clock.phase("allocate")
@@ -163,10 +164,14 @@ def _placement_of_weights(model: Model, spec: ModelSpec, device: torch.device) -
     sizes = {name: parameter.nbytes for name, parameter in model.named_parameters()}  # a shared tensor appears once
     layers = sum(size for name, size in sizes.items() if name.startswith("layers."))
     tied = "lm_head.weight" not in sizes
+    table = sizes.pop("first_qkv", 0)
     total = sum(sizes.values())
     ends = "embedding and output layer" + (" (one tensor)" if tied else "" if spec.head_format == "none" else f" in {spec.head_format}")
     kept = f"{spec.num_layers} layers" + ("" if spec.layer_format == "none" else f" in {spec.layer_format}")
-    return total, [[ends, str(device), gib(total - layers)], [kept, str(device), gib(layers)]]
+    rows = [[ends, str(device), gib(total - layers)], [kept, str(device), gib(layers)]]
+    if table:
+        rows.append(["the first layer's q, k and v of each token", str(device), gib(table)])
+    return total + table, rows
 
 
 def _describe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from glmserve.runner.kv_pool import bytes_per_block
 from glmserve.runner.loader import Progress
 from glmserve.runner.profiling import run_largest_step
 
+_FIRST_QKV_SHARE = 0.05
 _CPU_POOL_BYTES = 2**30
 _CPU_CONTEXTS = 32
 
@@ -33,6 +35,18 @@ def available_bytes(config: EngineConfig, device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise NotEnoughMemoryError("the system does not say how much memory is available (/proc/meminfo)", 0)
+
+
+def first_qkv_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Bytes of the table that `ModelSpec.knows_first_qkv` speaks of; 0 where there is none."""
+    return spec.vocab_size * spec.qkv_values * dtype.itemsize if spec.knows_first_qkv else 0
+
+
+def with_first_qkv(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> ModelSpec:
+    """`spec` with such a table where it is worth its memory: on a GPU with plenty, for ChatGLM (docs/decisions/first-layer.md)."""
+    wanted = device.type == "cuda" and spec.family == "chatglm" and config.kernels != "plain"
+    known = replace(spec, knows_first_qkv=True)
+    return known if wanted and first_qkv_bytes(known, dtype) <= _FIRST_QKV_SHARE * available_bytes(config, device) else spec
 
 
 def check_room_for_weights(needed: int, config: EngineConfig, device: torch.device) -> None:

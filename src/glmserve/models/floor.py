@@ -43,9 +43,10 @@ class Floor:
 
 
 def layer_values(spec: ModelSpec) -> int:
-    """Numbers in the matrices of all layers."""
-    attention = spec.hidden_size * spec.head_dim * (2 * spec.num_heads + 2 * spec.num_kv_heads)
-    return spec.num_layers * (attention + spec.num_mlp_matrices * spec.hidden_size * spec.intermediate_size)
+    """Numbers in the matrices of all layers that a step multiplies by."""
+    attention = spec.hidden_size * (spec.qkv_values + spec.num_heads * spec.head_dim)
+    layer = attention + spec.num_mlp_matrices * spec.hidden_size * spec.intermediate_size
+    return spec.num_layers * layer - (spec.hidden_size * spec.qkv_values if spec.knows_first_qkv else 0)
 
 
 def head_values(spec: ModelSpec) -> int:

@@ -22,6 +22,7 @@ class ModelSpec:
     context is computed whole and reused only whole; "causal" otherwise.  `rotary` names the layout of positions:
     "2d" has two position ids a token (ChatGLM-6B), "1d" one.  `layer_format` and `head_format` are how the matrices of the layers and
     the one that makes logits are kept; `released_bits` is set where the checkpoint itself holds integers of so many bits.
+    `knows_first_qkv`: what the first layer's q|k|v product makes of each token is kept as a table, so that matrix is not read.
     """
 
     family: str
@@ -49,6 +50,7 @@ class ModelSpec:
     head_format: WeightFormat = "none"
     released_bits: int = 0
     num_soft_tokens: int = 0  # P-Tuning: trained keys and values in front of every sequence
+    knows_first_qkv: bool = False
     num_mlp_matrices: int = 3  # 3 where a gate multiplies, 2 where there is only an activation between
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -74,6 +76,11 @@ class ModelSpec:
     def kv_values_per_token(self) -> int:
         """Numbers of K and V that one token keeps, over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+    @property
+    def qkv_values(self) -> int:
+        """Numbers that a layer's q|k|v product makes of one token."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from glmserve.models.spec import ModelSpec
 
 # The released block takes a layer count that defaults to 28, and the model never passes its own: also a 2-layer model uses this.
 ALPHA = math.sqrt(2 * 28)
+_TOKENS_AT_ONCE = 8192
 
 
 class ChatGLM(nn.Module):
@@ -40,6 +41,7 @@ class ChatGLM(nn.Module):
         self.final_layernorm = LayerNorm(spec)
         self.lm_head = make_linear(spec.hidden_size, spec.vocab_size, spec.head_format, bias=False)
         self.prefix_encoder = PrefixEncoder(spec) if spec.num_soft_tokens else None
+        self.register_parameter("first_qkv", None)  # [vocab_size, qkv_values], where it is known
         self.rotary = RotaryTable(rotary_frequencies(spec.head_dim), spec.max_model_len + 1, device)
 
     def forward(self, token_ids: torch.Tensor, metadata: AttentionMetadata, caches: list[LayerCache]) -> torch.Tensor:
@@ -65,7 +67,12 @@ class ChatGLM(nn.Module):
     ) -> tuple[torch.Tensor | ScaledProduct, torch.Tensor]:
         """Everything up to the last layer's attention: that layer's q|k|v and its normalised input."""
         blocks: list[Block] = list(self.layers)  # type: ignore[arg-type]
-        qkv, residual = blocks[0].begin(F.embedding(token_ids, self.word_embeddings), None)
+        embedded = F.embedding(token_ids, self.word_embeddings)
+        if self.first_qkv is None:
+            qkv, residual = blocks[0].begin(embedded, None)
+        else:
+            qkv = F.embedding(token_ids, self.first_qkv).view(-1, 3 * self.spec.num_heads, self.spec.head_dim)
+            residual = blocks[0].input_layernorm(embedded, None)
         for (block, following), cache in zip(pairwise(blocks), caches[:-1], strict=True):
             qkv, residual = block(qkv, residual, metadata, cache, following)
         return qkv, residual
@@ -84,6 +91,19 @@ class ChatGLM(nn.Module):
         blocks: list[Block] = list(self.layers)  # type: ignore[arg-type]
         for block in blocks:
             block.fix_scales(self.prefix_encoder is not None)
+        if self.spec.knows_first_qkv:
+            self.first_qkv = nn.Parameter(self._first_qkv_of_each_token(), requires_grad=False)
+
+    def _first_qkv_of_each_token(self) -> torch.Tensor:
+        """Nothing but the token decides it, for the rotation comes after.
+
+        Source: Graef, "Transformer tricks: Precomputing the first layer", arXiv 2402.13388.
+        """
+        table = self.word_embeddings.new_empty(self.spec.vocab_size, self.spec.qkv_values)
+        for embedded, rows in zip(self.word_embeddings.split(_TOKENS_AT_ONCE), table.split(_TOKENS_AT_ONCE), strict=True):
+            qkv, _ = self.layers[0].begin(embedded, None)  # type: ignore[operator]
+            rows.copy_((qkv.finished() if isinstance(qkv, ScaledProduct) else qkv).view_as(rows))
+        return table
 
     def take_soft_tokens(self) -> torch.Tensor | None:
         """P-Tuning's keys and values, [num_soft_tokens, num_layers, 2, num_heads, head_dim]; what made them is let go."""
