@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from glmserve.engine import loading, memory
 from glmserve.models.catalog import read_spec
 from glmserve.models.floor import layer_values
 from glmserve.models.spec import ModelSpec
-from tests.engine.golden import LogitRecorder, generate, make_engine
+from tests.engine.golden import PTUNING_MODELS, LogitRecorder, generate, make_engine, read_cases
 from tests.models.tiny import FIXTURES, tiny_cases
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -41,6 +42,14 @@ def test_answers_are_the_same(block_size: int, spec: ModelSpec) -> None:
     assert generate(engine, cases, ignore_eos=True) == {case.name: case.greedy_tokens for case in cases}
     for case in cases:
         assert np.abs(recorder.logits[case.name][0] - case.data["logits"]).max() <= TOLERANCE
+
+
+@pytest.mark.usefixtures("with_table")
+@pytest.mark.parametrize("model", PTUNING_MODELS)
+def test_soft_tokens_have_no_part_in_it(shared: Path, model: str) -> None:
+    cases = read_cases(shared / "golden/v1" / model)
+    engine = make_engine(shared / "golden/v1" / model, device="cpu", dtype="float32", kv_cache_memory_bytes=2**24, max_model_len=80)
+    assert generate(engine, cases) == {case.name: case.greedy_tokens for case in cases}
 
 
 @pytest.mark.usefixtures("with_table")
