@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ def folder(tmp_path: Path) -> Path:
     """`open/inner`, below folders that everybody may enter as far as this test can say."""
     inner = tmp_path / "open" / "inner"
     inner.mkdir(parents=True)
-    for place in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    made_by_pytest = 4 if "PYTEST_XDIST_WORKER" in os.environ else 3  # the last is the user's folder of all runs
+    for place in (tmp_path, *tmp_path.parents)[:made_by_pytest]:
         place.chmod(0o755)
     return inner
 
