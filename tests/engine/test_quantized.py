@@ -192,9 +192,7 @@ def test_released_int8_may_be_rounded_further(shared: Path, load: Load, asked: s
 def test_a_rounded_model_says_about_the_same(load: Load, model: str, weight_format: str) -> None:
     plain, rounded = (logits_of(load(FIXTURES / model, quantization=asked), model) for asked in ("none", weight_format))
     error = relative_error(rounded, plain)
-    # These small random models hang on few keys: fp8 scales that are 5% larger throughout move chatglm-tiny's error from 0.14 to 0.23, its
-    # scales by twos to 0.31.  How near each number is to what it was, tests/layers/test_quantization.py says.
-    assert {"int8": 1e-4, "int4": 1e-3, "fp8": 1e-3}[weight_format] < error < {"int8": 0.05, "int4": 0.6, "fp8": 0.4}[weight_format]
+    assert {"int8": 1e-4, "int4": 1e-3, "fp8": 1e-3}[weight_format] < error < {"int8": 0.05, "int4": 0.6, "fp8": 0.2}[weight_format]
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -135,6 +135,8 @@ def layer() -> QuantizedLinear:
     _, (weight, scale, bias) = random_layer()
     layer = make_linear(WIDTH, OUTPUTS, "fp8", scaled_by_twos=True)
     assert isinstance(layer, QuantizedLinear) and scale is not None
+    assert not layer.scaled_by_twos, "a CPU makes nothing of it"
+    layer.scaled_by_twos = True  # as on Hopper
     layer.weight.copy_(weight)
     layer.scale.copy_(scale)
     layer.bias = torch.nn.Parameter(bias.bfloat16(), requires_grad=False)

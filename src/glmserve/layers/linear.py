@@ -30,7 +30,6 @@ class Linear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
-        self.scaled_by_twos = False  # where its numbers are rounded all the same, as on a CPU
         self._packed: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor | ScaledRows) -> torch.Tensor:

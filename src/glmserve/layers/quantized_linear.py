@@ -15,6 +15,7 @@ from torch import nn
 from glmserve.kernels.activation import gelu_tanh
 from glmserve.kernels.blas_product import Finish, finished_product, serves_blas_product
 from glmserve.kernels.few_rows_linear import few_rows_linear, few_rows_parts, serves_few_rows
+from glmserve.kernels.gluon_backend import is_hopper
 from glmserve.kernels.layer_stream import Product
 from glmserve.kernels.norm import Summands
 from glmserve.kernels.one_row_linear import is_one_row, one_row_linear
@@ -35,13 +36,14 @@ _FEWEST_FIXED_ROWS = 65  # fewer have a kernel of their own
 def make_linear(
     in_features: int, out_features: int, weight_format: WeightFormat, bias: bool = True, scaled_by_twos: bool = False
 ) -> Linear | QuantizedLinear:
-    """The layer of that format, its tensors left uninitialised.  scaled_by_twos: `by_twos` of `quantize_rows`."""
-    layer: Linear | QuantizedLinear
+    """The layer of that format, its tensors left uninitialised.
+
+    scaled_by_twos: `by_twos` of `quantize_rows`, where the device makes something of it (`QuantizedLinear.fix_scales`).
+    """
     if weight_format == "none":
-        layer = Linear(in_features, out_features, bias)
-    else:
-        layer = QuantizedLinear(in_features, out_features, weight_format, bias)
-    layer.scaled_by_twos = scaled_by_twos
+        return Linear(in_features, out_features, bias)
+    layer = QuantizedLinear(in_features, out_features, weight_format, bias)
+    layer.scaled_by_twos = scaled_by_twos and is_hopper(layer.weight.device)
     return layer
 
 
@@ -63,7 +65,7 @@ class QuantizedLinear(nn.Module):
     def fix_scales(self, rows: torch.Tensor | None) -> None:
         """Once all weights are there: let the product of many rows finish its numbers as it writes, where that is possible.
 
-        rows: the scale, float32 of one number, that its rows are going to have, if it is known.  Its weight's scales are by twos.
+        rows: the scale, float32 of one number, that its rows are going to have, if it is known.  The weight's scales must be by twos.
         """
         if rows is not None:
             self._finish = self._tried_finish(rows, None)
@@ -75,7 +77,8 @@ class QuantizedLinear(nn.Module):
             self.fixed_gelu_scale = out if self._finish is not None else None
 
     def _tried_finish(self, rows: torch.Tensor, gelu_factor: torch.Tensor | None) -> Finish | None:
-        assert self.scaled_by_twos
+        if not self.scaled_by_twos:
+            return None
         few = self.weight.new_zeros((_FEWEST_FIXED_ROWS, self.in_features)) if self.weight_format == "fp8" else None
         if few is None or self.bias is None or self.bias.dtype == torch.float32 or not serves_blas_product(few, self.weight):
             return None

@@ -33,8 +33,8 @@ class ModelParameters:
             if isinstance(module, (Linear, QuantizedLinear)):
                 self._formats[f"{name}.weight"] = spec.head_format if name == "lm_head" else spec.layer_format
                 self._columns[f"{name}.weight"] = module.in_features
-                self._by_twos[f"{name}.weight"] = module.scaled_by_twos
             if isinstance(module, QuantizedLinear):
+                self._by_twos[f"{name}.weight"] = module.scaled_by_twos
                 self._scales[f"{name}.weight"] = module.scale
                 scale_names.add(f"{name}.scale")
         self.by_name = {name: parameter for name, parameter in model.named_parameters() if name not in scale_names}
