@@ -22,6 +22,8 @@ from torch.profiler import ProfilerActivity, profile
 from glmserve.config import EngineConfig, load_serve_settings
 from glmserve.engine.loading import LoadedEngine, load_engine
 from glmserve.kernels.decode_rows import NUM_FIELDS, POSITION, SECOND_POSITION, SEQ_LEN, SLOT, TOKEN_ID
+from glmserve.layers.linear import Linear
+from glmserve.layers.quantized_linear import QuantizedLinear
 from glmserve.models.floor import Chip, head_values, layer_values
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.runner.chip import measure_chip, product_dtype, seconds_of
@@ -31,7 +33,8 @@ STEPS = 10
 KINDS = {  # what a kernel's name holds -> kind, in this order
     "layer_stream": "matrix products",
     "_full_heads": "attention", "_grouped_heads": "attention", "_merge_splits": "attention, merging splits",
-    "layer_norm": "LayerNorm", "_best_of": "greedy sampling", "gemm": "matrix products", "nvjet": "matrix products",
+    "layer_norm": "LayerNorm", "_best_of": "greedy sampling", "_unpack_rows": "everything else",
+    "gemm": "matrix products", "nvjet": "matrix products",
     "cutlass": "matrix products", "splitK": "matrix products", "_rows_kernel": "matrix products", "_row_kernel": "matrix products",
     "_row_packed": "matrix products", "gelu": "GELU", "_finish": "fp8 rows", "_dequantize": "dequantizing",
 }  # fmt: skip
@@ -126,7 +129,10 @@ def fill(loaded: LoadedEngine, contexts: list[int]) -> None:
 def floor_by_kind(loaded: LoadedEngine, contexts: list[int], chip: Chip) -> dict[str, float]:
     """Milliseconds that each kind of kernel cannot avoid."""
     spec, model = loaded.spec, loaded.runner.model
-    weights = sum(module.weight.nbytes for name, module in model.named_modules() if hasattr(module, "out_features"))  # type: ignore[union-attr,operator]
+    matrices = {name: part.weight.nbytes for name, part in model.named_modules() if isinstance(part, Linear | QuantizedLinear)}
+    if spec.knows_first_qkv:
+        del matrices["layers.0.query_key_value"]  # looked up, not read
+    weights = sum(matrices.values())
     rows = len(contexts)
     flops = 2 * rows * (layer_values(spec) + head_values(spec))
     cached = sum(contexts) * spec.kv_values_per_token * loaded.runner.pool.blocks.itemsize
