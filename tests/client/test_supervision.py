@@ -185,7 +185,9 @@ async def test_a_garbled_frame_ends_what_is_open_and_the_engine_serves_on(
             monkeypatch.undo()
 
     monkeypatch.setattr(FrontEndChannel, "receive", receive_garbage)
+    counted = client.stats.engine_steps
     await assert_all_end_with(streams, "lost")
+    assert client.stats.engine_steps >= counted > 0, "what the engine counted stays, for it lives"
     await eventually(lambda: client.stats.engine_steps > 0 and client.stats.num_requests_running == 0)
     assert (await collect(client, request("after")))[-1].finish_reason is FinishReason.LENGTH
     assert client.num_engine_restarts == 0

@@ -26,6 +26,7 @@ from glmserve.protocol.messages import (
     EngineReady,
     EngineRequest,
     FinishReason,
+    Refusal,
     RequestOutput,
     ToEngine,
 )
@@ -172,7 +173,7 @@ async def test_a_refused_request_ends_with_the_reason(start: Start) -> None:
     engine.send(request("empty", prompt=()), request("good"))
     await engine.until(lambda: len(engine.ends()) == 2)
     assert engine.ends() == {"empty": [FinishReason.ERROR], "good": [FinishReason.LENGTH]}
-    assert "prompt is empty" in str(engine.outputs[0].error)
+    assert "prompt is empty" in str(engine.outputs[0].error) and engine.outputs[0].refusal is Refusal.INVALID
 
 
 async def test_an_unreadable_request_ends_with_the_reason(start: Start) -> None:
@@ -254,6 +255,7 @@ async def test_a_draining_engine_takes_nothing_new(start: Start) -> None:
     engine.send(request("a", 20), DrainRequest(), request("late"))
     await engine.until(lambda: len(engine.ends()) == 2)
     assert engine.ends() == {"a": [FinishReason.LENGTH], "late": [FinishReason.ERROR]}
+    assert [output.refusal for output in engine.outputs if output.finish_reason is FinishReason.ERROR] == [Refusal.DRAINING]
     assert await engine.exit_code() == 0
 
 

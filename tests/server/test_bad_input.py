@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.server.serving import MODEL, ServerInThread, chat_body
+from glmserve.models.catalog import read_spec
+from tests.server.serving import FIXTURE, MODEL, ServerInThread, chat_body, eventually
 
+BOS = read_spec(FIXTURE).bos_token_id
 JSON = {"Content-Type": "application/json"}
 
 
@@ -52,6 +56,9 @@ def ask(server: ServerInThread, body: Any, path: str = "/v1/chat/completions") -
         (chat_body(n=0), "n", "from 1"),
         (chat_body(n=1000), "n", "from 1"),
         (chat_body(stop=["a"] * 17), "stop", "at most 16"),
+        (chat_body(stop="x" * 1001), "stop", "1000 characters"),
+        (chat_body(top_k=2**64), "top_k", "at most"),
+        (chat_body(repetition_penalty=1e-40), "repetition_penalty", "0.01"),
         (chat_body(stop=""), "stop", "empty"),
         (chat_body(stop=[1]), "stop", "string"),
         (chat_body(logprobs=5), "logprobs", "boolean"),
@@ -87,6 +94,7 @@ def test_chat_says_what_is_wrong(fast: ServerInThread, body: Any, param: str | N
         ({"prompt": [10**9]}, "prompt", "token ids"),
         ({"prompt": [-1]}, "prompt", "token ids"),
         ({"prompt": [10, 11]}, "prompt", "answer begins"),
+        ({"prompt": [10, BOS]}, "prompt", "[gMASK]"),
         ({"prompt": ["x"] * 1000}, "prompt", "at most"),
         ({"prompt": "x", "suffix": "y"}, "suffix", "suffix"),
         ({"prompt": "x", "echo": True, "logprobs": 1}, "echo", "logprobs"),
@@ -145,6 +153,44 @@ def test_a_body_that_never_comes_costs_nothing(fast: ServerInThread) -> None:
     connection.close()
     status, _ = ask(fast, b"{")
     assert status == 400
+
+
+def test_a_body_that_does_not_come_whole_keeps_nobody_out(slow: ServerInThread) -> None:
+    """However long it is announced to be; after a while it is waited for no more."""
+    connection = http.client.HTTPConnection("127.0.0.1", slow.port, timeout=10)
+    connection.putrequest("POST", "/v1/chat/completions")
+    connection.putheader("Content-Length", str(slow.config.max_body_bytes))
+    connection.endheaders(b"{")
+    eventually(lambda: slow.services.admission.num_requests == 1)
+    assert slow.http.post("/v1/chat/completions", json=chat_body(max_tokens=1)).status_code == 200
+    response = connection.getresponse()
+    assert response.status == 408 and b"did not come whole within 1 s" in response.read()
+    connection.close()
+    assert slow.idle()
+
+
+def test_long_input_is_tokenized_beside_the_event_loop(fast: ServerInThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fast.tokenizer is not None
+    threads = set[str]()
+    for name in ("encode", "encode_chat", "decode", "token_text"):
+        real = getattr(fast.tokenizer, name)
+
+        def noted(*given: Any, real: Callable[..., Any] = real, **named: Any) -> Any:
+            threads.add(threading.current_thread().name.rstrip("_0123456789"))
+            return real(*given, **named)
+
+        monkeypatch.setattr(fast.tokenizer, name, noted)
+    long_ids = [10] * 5000
+    for path, body in (
+        ("/tokenize", {"prompt": "x" * 5000, "return_token_strs": True}),
+        ("/tokenize", {"prompt": "x" * 5000, "add_special_tokens": False, "return_token_strs": True}),
+        ("/detokenize", {"tokens": long_ids}),
+        ("/v1/completions", {"prompt": long_ids, "echo": True}),
+        ("/", {"prompt": "x", "history": [["", ""]] * 500}),
+    ):
+        threads.clear()
+        fast.http.post(path, json=body)
+        assert threads == {"tokenizer"}, path
 
 
 def test_wrong_paths_and_methods(fast: ServerInThread) -> None:

@@ -105,6 +105,19 @@ def test_leaving_while_waiting_cancels_it(slow: ServerInThread, path: str, n: in
     eventually(lambda: slow.metric("http_requests_total", path=path, status="499"))
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/stream"])
+def test_leaving_a_stream_before_it_began_is_no_fault_of_the_server(slow: ServerInThread, path: str) -> None:
+    faults = slow.metric("http_requests_total", path=path, status="500")
+    with slow.http.stream("POST", "/v1/chat/completions", json=chat_body(stream=True, **LONG)) as busy:
+        lines = busy.iter_lines()  # kept: httpx closes the stream with its iterator
+        next(lines)
+        with httpx.Client(timeout=httpx.Timeout(5, read=0.3)) as client, pytest.raises(httpx.ReadTimeout):
+            client.post(slow.url + path, json=chat_body(stream=True, **LONG) | {"prompt": "你好"})
+    eventually(slow.idle)
+    assert slow.metric("http_requests_total", path=path, status="499") >= 1
+    assert slow.metric("http_requests_total", path=path, status="500") == faults
+
+
 def test_each_end_is_counted_once(slow: ServerInThread) -> None:
     eventually(slow.idle)
     assert slow.metric("glmserve:e2e_request_latency_seconds_count") == slow.log.getvalue().count('"event":"request"')

@@ -129,8 +129,12 @@ def test_logprobs_without_top(api: openai.OpenAI) -> None:
 
 
 def test_completion_logprobs_count_offsets(api: openai.OpenAI) -> None:
-    logprobs = api.completions.create(model=MODEL, prompt="x", logprobs=2, max_tokens=4).choices[0].logprobs
-    assert logprobs.text_offset == [len("".join(logprobs.tokens[:k])) for k in range(4)]
+    completion = api.completions.create(model=MODEL, prompt="x", logprobs=2, max_tokens=4)
+    logprobs = completion.choices[0].logprobs
+    text = completion.choices[0].text
+    for offset, token in zip(logprobs.text_offset, logprobs.tokens, strict=True):
+        assert text[offset:].startswith(token.strip())
+    assert logprobs.text_offset == sorted(logprobs.text_offset) and logprobs.text_offset[-1] == len(text) - len(logprobs.tokens[-1])
     assert len(logprobs.token_logprobs) == 4
     assert all(token in top for token, top in zip(logprobs.tokens, logprobs.top_logprobs, strict=True))
 

@@ -67,7 +67,7 @@ def test_the_request_log_tells_of_a_request(fast: ServerInThread) -> None:
 
 
 def test_api_keys(start_server: Start, answer_ids: tuple[int, ...]) -> None:
-    server = start_server(FakeOptions(alphabet=answer_ids), server={"api_key": ("secret", "other")})
+    server = start_server(FakeOptions(alphabet=answer_ids), server={"api_key": ("secret", "other", "sécret")})
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret-not"}):
         refused = server.http.post("/v1/chat/completions", json=chat_body(), headers=headers)
         assert refused.status_code == 401
@@ -76,6 +76,8 @@ def test_api_keys(start_server: Start, answer_ids: tuple[int, ...]) -> None:
     assert server.http.post("/", json={"prompt": "x"}).json()["status"] == 401
     for key in ("secret", "other"):
         assert server.http.post("/v1/chat/completions", json=chat_body(), headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    for header in ("bearer secret", "BEARER  other", "Bearer sécret".encode()):
+        assert server.http.get("/v1/models", headers={"Authorization": header}).status_code == 200  # type: ignore[dict-item]
     assert [server.http.get(path).status_code for path in ("/health", "/ready", "/metrics")] == [200, 200, 200]
     assert server.http.get("/v1/models").status_code == 401
 
@@ -137,6 +139,8 @@ def test_token_ids_alone_without_a_tokenizer(start_server: Start, answer_ids: tu
     events = server.http.post("/v1/completions", json=body | {"stream": True, "logprobs": None}).text.split("\n\n")
     choices = [json.loads(event[6:])["choices"][0] for event in events if event.startswith("data: {")]
     assert [token_id for choice in choices for token_id in choice["token_ids"]] == list(answer_ids[:3])
+    response = server.http.post("/v1/completions", json=body | {"stop": "x"})
+    assert response.status_code == 400 and "stop strings" in response.json()["error"]["message"]
     for path, refused in (("/v1/completions", {"prompt": "text"}), ("/v1/chat/completions", chat_body()), ("/tokenize", {"prompt": "x"})):
         response = server.http.post(path, json=refused)
         assert response.status_code == 400 and "tokenizer" in response.json()["error"]["message"]

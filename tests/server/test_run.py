@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -83,6 +84,18 @@ def test_a_signal_lets_running_answers_finish(start_process: Callable[..., Serve
     assert json.loads(events[-2][6:])["choices"][0]["finish_reason"] == "length"
     assert events[-1] == "data: [DONE]"
     assert server.process.wait(15) == 0
+
+
+def test_a_body_that_does_not_come_does_not_hold_the_end_up(start_process: Callable[..., ServerProcess]) -> None:
+    server = start_process(shutdown_timeout=60)
+    eventually(lambda: "serving" in server.log.read_text())
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:
+        half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        eventually(lambda: re.search(r"num_requests_accepted{.*} 1.0", httpx.get(f"{server.url}/metrics").text))
+        server.process.send_signal(signal.SIGTERM)
+        assert b" 503 " in half.recv(4096)
+    assert server.process.wait(15) == 0
+    assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.parametrize("how", ["time", "second signal"])

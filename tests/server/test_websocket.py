@@ -135,6 +135,15 @@ async def test_an_answer_nobody_comes_back_for_is_dropped(start_server: Any, ans
         assert (await chat.next())["type"] == "start"
         await stranger.send(type="stop", id="mine")
         assert (await stranger.next())["type"] == "error"
+    async with connect(server, "?api_key=one") as chat:
+        await chat.send(type="stop", id="mine")  # and does not read along
+        await chat.send(type="ping")
+        await chat.next()
+    await settle(server.idle)
+    async with connect(server, "?api_key=one") as chat:
+        await chat.send(type="generate", prompt="你好", id="unread")  # and goes at once
+    await settle(lambda: not server.services.kept_answers._answers)
+    await settle(server.idle)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,7 @@ async def test_an_answer_nobody_comes_back_for_is_dropped(start_server: Any, ans
     [
         ("{", "not JSON"),
         ("[]", "JSON object"),
+        ("[" * 100_000, "not JSON"),
         ('{"type": "dance"}', "dance"),
         ('{"type": "generate"}', "prompt required"),
         ('{"type": "generate", "prompt": "x", "temperature": "hot"}', "temperature"),
@@ -174,6 +184,16 @@ async def test_an_id_is_used_once(fast: ServerInThread) -> None:
         assert error["id"] == "twice" and "exists already" in error["error"]["message"]
         await chat.send(type="resume", id="twice", after_seq=10**6)
         assert [message["type"] for message in await chat.until_end()] == ["end"]
+
+
+async def test_an_id_that_was_taken_meanwhile(fast: ServerInThread) -> None:
+    """Two ask for it while the first one's prompt is still tokenized."""
+    async with connect(fast) as one, connect(fast) as other:
+        for chat in (one, other):
+            await chat.send(type="generate", prompt="你好" + " " * 2000, id="same")  # few tokens
+        kinds = sorted([(await one.next())["type"], (await other.next())["type"]])
+        assert kinds == ["error", "start"]
+    await settle(fast.idle)
 
 
 async def test_a_deadline_ends_with_an_error(slow: ServerInThread) -> None:

@@ -22,7 +22,7 @@ from glmserve.protocol.errors import (
     InvalidRequestError,
     OverloadedError,
 )
-from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput
+from glmserve.protocol.messages import EngineRequest, FinishReason, Refusal, RequestOutput
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.text.answer import ChoiceDelta, TextAnswer
 from glmserve.text.generator import INLINE_CHARACTERS, GenerationRequest, TextGenerator
@@ -228,6 +228,16 @@ async def test_an_engine_that_gives_up_is_an_error(setup: Setup, finish: FinishR
     assert len(setup.client.aborted) == 1  # the other one
     assert setup.closed == 1
     assert {choice.finish_reason for choice in setup.log.records[0].choices} == {FinishReason.ERROR, finish}
+
+
+@pytest.mark.parametrize(("refusal", "kind"), [(Refusal.INVALID, InvalidRequestError), (Refusal.DRAINING, EngineUnavailableError)])
+async def test_what_the_engine_refuses_is_no_fault_of_the_server(setup: Setup, refusal: Refusal, kind: type[GlmserveError]) -> None:
+    answer = await setup.start()
+    setup.client.streams[0].put(
+        RequestOutput(setup.client.requests[0].request_id, [], FinishReason.ERROR, error="not now", refusal=refusal)
+    )
+    with pytest.raises(kind, match="not now"):
+        await read(answer)
 
 
 async def test_a_lost_engine_is_503(setup: Setup) -> None:

@@ -54,7 +54,7 @@ class EngineClient:
             engine_module,
             engine_args,
             on_message=self._hear,
-            on_death=self._end_all,
+            on_death=self._lose_engine,
             on_garbled=self._garbled,
             first_backoff=first_backoff,
         )
@@ -169,11 +169,14 @@ class EngineClient:
                 del streams[output.request_id]
             stream.put(output)
 
+    def _lose_engine(self, reason: str) -> None:
+        self.stats = EngineStats()
+        self.http_work.forget()
+        self._end_all(reason)
+
     def _end_all(self, reason: str) -> None:
         """Ends every open request with a stated error."""
         streams, self._streams = self._streams, {}
-        self.stats = EngineStats()
-        self.http_work.forget()
         for request_id, stream in streams.items():
             stream.put(RequestOutput(request_id, [], FinishReason.ERROR, error=reason))
 

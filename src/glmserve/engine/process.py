@@ -30,6 +30,7 @@ from glmserve.protocol.messages import (
     EngineReady,
     EngineRequest,
     FinishReason,
+    Refusal,
     RequestOutput,
     ToEngine,
 )
@@ -154,12 +155,12 @@ class EngineProcess:
             logger.error("request %s came twice; the second is ignored", request_id)
             return
         if self._draining:
-            self._refuse(request_id, "the engine is shutting down")
+            self._refuse(request_id, "the engine is shutting down", Refusal.DRAINING)
             return
         try:
             self._core.add_request(request)
         except InvalidRequestError as error:
-            self._refuse(request_id, str(error))
+            self._refuse(request_id, str(error), Refusal.INVALID)
         except Exception as error:  # one request must not end all the others
             logger.exception("request %s could not be added", request_id)
             self._core.abort_requests([request_id])
@@ -175,8 +176,8 @@ class EngineProcess:
         self._open_ids.difference_update(known)
         self._unsent += [RequestOutput(request_id, [], FinishReason.ABORT) for request_id in known]
 
-    def _refuse(self, request_id: str, error: str) -> None:
-        self._unsent.append(RequestOutput(request_id, [], FinishReason.ERROR, error=error))
+    def _refuse(self, request_id: str, error: str, refusal: Refusal | None = None) -> None:
+        self._unsent.append(RequestOutput(request_id, [], FinishReason.ERROR, error=error, refusal=refusal))
 
     def _collect(self, outputs: list[RequestOutput]) -> None:
         """Keeps what belongs to open requests, and closes those that are done."""

@@ -78,6 +78,13 @@ class RequestTimes(msgspec.Struct, array_like=True):
     preempted: float = 0.0  # seconds that it spent pushed back to the queue
 
 
+class Refusal(StrEnum):
+    """Why the engine did not take a request: it cannot be served as it is written, or the engine takes nothing more."""
+
+    INVALID = "invalid"
+    DRAINING = "draining"
+
+
 class RequestOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """New tokens of one request after one step."""
 
@@ -89,6 +96,7 @@ class RequestOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     num_cached_tokens: int = 0
     times: RequestTimes | None = None
     error: str | None = None
+    refusal: Refusal | None = None  # where the engine did not take the request
 
 
 class EngineOutputs(msgspec.Struct, tag="outputs", array_like=True):

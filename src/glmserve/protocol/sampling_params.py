@@ -11,7 +11,9 @@ from glmserve.protocol.errors import InvalidRequestError
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_LOGIT_BIAS = 1024
-MAX_STOP_STRINGS = 16
+MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 16, 1000
+MAX_TOP_K = 2**31 - 1
+LEAST_REPETITION_PENALTY = 0.01  # what is 0 in float32 makes scores that are not numbers
 SEED_RANGE = range(-(2**63), 2**64)
 
 
@@ -68,11 +70,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         finite("top_p", 0.0, 1.0, "above 0 and at most 1")
         require(self.top_p > 0.0, "top_p", f"must be above 0 and at most 1, got {self.top_p}")
         finite("min_p", 0.0, 1.0, "from 0 to 1")
-        finite("repetition_penalty", 0.0, 100.0, "above 0")
-        require(self.repetition_penalty > 0.0, "repetition_penalty", "must be above 0")
+        finite("repetition_penalty", LEAST_REPETITION_PENALTY, 100.0, f"from {LEAST_REPETITION_PENALTY} to 100")
         finite("presence_penalty", -2.0, 2.0, "from -2 to 2")
         finite("frequency_penalty", -2.0, 2.0, "from -2 to 2")
-        require(self.top_k >= 0, "top_k", f"must be 0 or -1 (off) or positive, got {self.top_k}")
+        require(0 <= self.top_k <= MAX_TOP_K, "top_k", f"must be 0 or -1 (off) or positive and at most {MAX_TOP_K}, got {self.top_k}")
         require(1 <= self.n <= MAX_CHOICES, "n", f"must be from 1 to {MAX_CHOICES}, got {self.n}")
         require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", f"must be at least 1, got {self.max_tokens}")
         require(self.min_tokens >= 0, "min_tokens", f"must not be negative, got {self.min_tokens}")
@@ -89,6 +90,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         require(self.seed is None or self.seed in SEED_RANGE, "seed", "must fit in 64 bits")
         require(len(self.stop) <= MAX_STOP_STRINGS, "stop", f"takes at most {MAX_STOP_STRINGS} strings")
         require(all(self.stop), "stop", "must not contain an empty string")
+        longest = max(map(len, self.stop), default=0)
+        require(longest <= MAX_STOP_CHARACTERS, "stop", f"takes strings of at most {MAX_STOP_CHARACTERS} characters")
         require(len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", f"takes at most {MAX_LOGIT_BIAS} tokens")
         require(
             all(math.isfinite(bias) and -100 <= bias <= 100 for bias in self.logit_bias.values()),

@@ -1,6 +1,7 @@
 """Who gets in: a bound on requests and on prompt tokens, checked before any costly work.
 
-A place is reserved from the size of the body alone, corrected once the prompt is tokenized, and released exactly once.
+A place is reserved before the body is there, counts its size once it is, is corrected once the prompt is tokenized, and released
+exactly once.
 The engine has its own queue; this one bounds what the whole service has accepted.  With `--batching serial` it also keeps turns: who
 has a place waits until everybody before has been answered.
 """
@@ -10,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
 from glmserve.observe.http_work import HttpWork
 from glmserve.protocol.errors import DeadlineExceededError, EngineUnavailableError, InvalidRequestError, OverloadedError
+from glmserve.server.errors import BodyTimeoutError
 
 BYTES_PER_TOKEN = 4  # of a JSON body: about right for English, and Chinese in UTF-8 is near it
 MAX_RETRY_AFTER = 60
+SHUTTING_DOWN = "the server is shutting down: send the request to another one, or again in a moment"
 
 
 def estimate_tokens(num_bytes: int) -> int:
@@ -38,6 +43,10 @@ class Place:
         self._released = False
         self.has_turn = False
         self.turn_seconds = 0.0  # waited for it
+
+    def expect(self, num_bytes: int) -> None:
+        """The body is there: count the tokens that so many bytes are likely to be.  Raises OverloadedError where they do not fit now."""
+        self._admission._move(self, self.num_requests, estimate_tokens(num_bytes))
 
     async def wait_turn(self, timeout: float) -> None:
         """Wait until all requests before are answered, where they are served one at a time.
@@ -94,6 +103,7 @@ class Admission:
         self.num_rejected = 0
         self._mean_seconds = 1.0  # how long a place was held lately
         self._draining = False
+        self.arriving: set[asyncio.Timeout] = set()  # of bodies that are being read
 
     @property
     def draining(self) -> bool:
@@ -104,13 +114,36 @@ class Admission:
         """Accept nothing more: the server is shutting down."""
         self._draining = True
 
+    def cut_arriving(self) -> None:
+        """Wait for no body any longer that has not come whole: its request has not been accepted."""
+        for timeout in self.arriving:
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def arrival(self, timeout: float) -> AsyncIterator[None]:
+        """Around the reading of a body.
+
+        Raises BodyTimeoutError after `timeout` seconds, EngineUnavailableError where the server shuts down meanwhile.
+        """
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                self.arriving.add(limit)
+                try:
+                    yield
+                finally:
+                    self.arriving.discard(limit)
+        except TimeoutError:
+            if self._draining:
+                raise EngineUnavailableError(SHUTTING_DOWN) from None
+            raise BodyTimeoutError(f"the body did not come whole within {timeout:g} s: send the request again") from None
+
     def reserve(self, num_bytes: int) -> Place:
-        """A place for a request whose body has `num_bytes`.
+        """A place for a request; `num_bytes` are those of its body as far as it is there.
 
         Raises EngineUnavailableError while the server shuts down, OverloadedError where the service is full.
         """
         if self._draining:
-            raise EngineUnavailableError("the server is shutting down: send the request to another one, or again in a moment")
+            raise EngineUnavailableError(SHUTTING_DOWN)
         num_tokens = estimate_tokens(num_bytes)
         self._check(self.num_requests, self.num_tokens, 1, num_tokens)
         self.num_requests += 1

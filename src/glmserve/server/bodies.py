@@ -1,4 +1,4 @@
-"""Reading a request's body and writing an answer's, as JSON, without the framework's checks in between."""
+"""What the docs show of a request's body, and an answer's written as JSON, without the framework's checks in between."""
 
 from __future__ import annotations
 
@@ -10,14 +10,8 @@ from starlette.responses import Response
 
 from glmserve.protocol.messages import TokenLogprobs
 from glmserve.server.client_watch import ClientWatch
-from glmserve.server.schemas import Model, parse_body
 from glmserve.server.sse import encode_json
 from glmserve.text.answer import TextAnswer, Usage
-
-
-async def read_body(kind: type[Model], request: Request) -> Model:
-    """The request's body as `kind`.  Raises InvalidRequestError and PayloadTooLargeError."""
-    return parse_body(kind, await request.body())
 
 
 def json_response(data: Any, status_code: int = 200) -> Response:

@@ -25,6 +25,14 @@ class PayloadTooLargeError(GlmserveError):
     code = "payload_too_large"
 
 
+class BodyTimeoutError(GlmserveError):
+    """The client announced a body and did not send all of it."""
+
+    http_status = 408
+    error_type = "timeout_error"
+    code = "request_timeout"
+
+
 class UnauthorizedError(GlmserveError):
     """No key, or a wrong one, where the server wants one."""
 

@@ -21,14 +21,15 @@ MAX_FINISHED = 1000  # finished answers that nobody follows; the oldest go first
 class KeptAnswer:
     """One answer with all that was said so far; any number of followers read along at their own speed."""
 
-    def __init__(self, answer_id: str, owner: str | None, answer: TextAnswer, on_unfollowed: Callable[[KeptAnswer], None]) -> None:
+    def __init__(self, answer_id: str, owner: str | None, answer: TextAnswer, on_followed: Callable[[KeptAnswer, bool], None]) -> None:
+        """`on_followed` is told when the first follower comes, and when the last one has gone."""
         self.id = answer_id
         self.owner = owner
         self.end: dict[str, Any] | None = None  # the last message, once there is one
         self.num_followers = 0
         self._texts: list[str] = []
         self._changed = asyncio.Event()
-        self._on_unfollowed = on_unfollowed
+        self._on_followed = on_followed
         self._answer = answer
         self._task = asyncio.create_task(self._run())
 
@@ -67,6 +68,7 @@ class KeptAnswer:
     async def follow(self, after_seq: int = 0) -> AsyncGenerator[dict[str, Any]]:
         """Messages after number `after_seq`, to the last one.  A follower that is behind gets what it missed in one."""
         self.num_followers += 1
+        self._on_followed(self, True)
         try:
             while True:
                 changed = self._changed
@@ -82,7 +84,7 @@ class KeptAnswer:
         finally:
             self.num_followers -= 1
             if self.num_followers == 0:
-                self._on_unfollowed(self)
+                self._on_followed(self, False)
 
 
 class KeptAnswers:
@@ -99,9 +101,17 @@ class KeptAnswers:
             raise InvalidRequestError(f"an answer with the id {answer_id!r} exists already: choose another id, or resume it", "id")
 
     def keep(self, answer_id: str, owner: str | None, answer: TextAnswer) -> KeptAnswer:
-        """Run `answer` and keep what it says."""
-        kept = KeptAnswer(answer_id, owner, answer, self._unfollowed)
-        self._answers[answer_id] = kept
+        """Run `answer` and keep what it says, for a while if nobody ever follows it.
+
+        Raises InvalidRequestError, and ends `answer`, where the id was taken meanwhile.
+        """
+        try:
+            self.check_new(answer_id)
+        except InvalidRequestError as error:
+            answer.close(error)
+            raise
+        kept = self._answers[answer_id] = KeptAnswer(answer_id, owner, answer, self._followed)
+        self._followed(kept, False)
         return kept
 
     def find(self, answer_id: str, owner: str | None) -> KeptAnswer:
@@ -109,8 +119,6 @@ class KeptAnswers:
         kept = self._answers.get(answer_id)
         if kept is None or kept.owner != owner:
             raise InvalidRequestError(f"there is no answer with the id {answer_id!r}, or no longer: send generate again", "id")
-        if (timer := self._timers.pop(answer_id, None)) is not None:
-            timer.cancel()
         return kept
 
     async def close(self) -> None:
@@ -122,8 +130,12 @@ class KeptAnswers:
             kept.stop()
         self._answers.clear()
 
-    def _unfollowed(self, kept: KeptAnswer) -> None:
+    def _followed(self, kept: KeptAnswer, is_followed: bool) -> None:
         if self._answers.get(kept.id) is not kept:
+            return
+        if (timer := self._timers.pop(kept.id, None)) is not None:
+            timer.cancel()
+        if is_followed:
             return
         self._timers[kept.id] = asyncio.get_running_loop().call_later(self._keep_seconds, self._drop, kept)
         while len(self._timers) > MAX_FINISHED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from glmserve.protocol.messages import TokenLogprobs
+from glmserve.text.detokenizer import IncrementalDetokenizer
 from glmserve.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0  # JSON has no minus infinity; vLLM sends this number too
@@ -33,26 +34,31 @@ def _chat_token(tokenizer: Tokenizer | None, step: TokenLogprobs, index: int) ->
 
 
 class CompletionLogprobs:
-    """The `logprobs` of a completion choice; it counts the text's offset over the chunks of a stream."""
+    """The `logprobs` of a completion choice; it counts the text's offset over the chunks of a stream.
+
+    A token's offset is where the text begins that it adds; of one that is part of a character, where that character does.
+    """
 
     def __init__(self, tokenizer: Tokenizer | None, num_top: int, offset: int = 0) -> None:
         self._tokenizer = tokenizer
         self._num_top = num_top
         self._offset = offset
+        self._text = None if tokenizer is None else IncrementalDetokenizer(tokenizer)
 
     def write(self, steps: list[TokenLogprobs]) -> dict[str, Any]:
         """The next steps."""
         tokens = [token_name(self._tokenizer, step.token_ids[0]) for step in steps]
         return {
-            "text_offset": [self._advance(token) for token in tokens],
+            "text_offset": [self._advance(step.token_ids[0]) for step in steps],
             "token_logprobs": [max(step.logprobs[0], LOWEST) for step in steps],
             "tokens": tokens,
             "top_logprobs": [self._top(step) for step in steps],
         }
 
-    def _advance(self, token: str) -> int:
+    def _advance(self, token_id: int) -> int:
         offset = self._offset
-        self._offset += len(token)
+        if self._text is not None:
+            self._offset += len(self._text.push([token_id]))
         return offset
 
     def _top(self, step: TokenLogprobs) -> dict[str, float]:

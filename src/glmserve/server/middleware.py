@@ -104,7 +104,7 @@ class RequestGate:
     def _authorized(self, scope: Scope, key: str) -> bool:
         if not self._keys:
             return True
-        sent = sha256(key.encode()).digest()
+        sent = sha256(key.encode("latin-1", "replace")).digest()  # the bytes that came: Headers reads them so
         scope[CLIENT_KEY] = sent.hex()
         # all are compared, whichever fits, so that time tells nothing
         return sum(hmac.compare_digest(sent, known) for known in self._keys) > 0
@@ -125,7 +125,7 @@ class RequestGate:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = _bearer(Headers(scope=scope))
         if not key:  # a browser cannot send headers with a WebSocket
-            key = parse_qs(scope["query_string"].decode("latin-1")).get("api_key", [""])[0]
+            key = parse_qs(scope["query_string"].decode("latin-1"), encoding="latin-1").get("api_key", [""])[0]
         if not self._authorized(scope, key):
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "this server wants an API key"})
@@ -141,4 +141,5 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _bearer(headers: Headers) -> str:
-    return headers.get("authorization", "").removeprefix("Bearer ").strip()
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""

@@ -199,6 +199,7 @@ class DrainingServer(uvicorn.Server):
         admission, limit = self._services.admission, self._services.config.shutdown_timeout
         if admission.num_requests:
             self._say(f"{why}: finishing {admission.num_requests} requests, for at most {limit:g} s")
+        admission.cut_arriving()
         deadline = time.monotonic() + limit
         while admission.num_requests and time.monotonic() < deadline and not self._hurry:
             await asyncio.sleep(0.05)

@@ -18,6 +18,7 @@ from glmserve.observe.self_watch import SelfWatch
 from glmserve.protocol.errors import EngineUnavailableError, GlmserveError, InvalidRequestError, ModelNotFoundError
 from glmserve.server.admission import Admission, Place
 from glmserve.server.kept_answers import KeptAnswers
+from glmserve.server.schemas import Model, parse_body
 from glmserve.text.answer import TextAnswer
 from glmserve.text.generator import GenerationRequest, TextGenerator
 from glmserve.text.tokenizer import Tokenizer
@@ -67,14 +68,25 @@ class Services:
             return f"the engine has been silent for {age:.0f} s"
         return None
 
-    def reserve(self, num_bytes: int) -> Place:
-        """A place for a request with a body of `num_bytes`, before any work.
+    def reserve(self, num_bytes: int = 0) -> Place:
+        """A place for a request, before any work; `num_bytes` are those of its body as far as it is there.
 
         Raises EngineUnavailableError and OverloadedError.
         """
         if (reason := self.not_ready_because()) is not None:
             raise EngineUnavailableError(f"{reason}: try again shortly")
         return self.admission.reserve(num_bytes)
+
+    async def read(self, kind: type[Model], request: Request, place: Place | None = None) -> Model:
+        """The request's body as `kind`; its size is counted in its place.
+
+        Raises InvalidRequestError, PayloadTooLargeError, and what `Admission.arrival` and `Place.expect` do.
+        """
+        async with self.admission.arrival(self.config.first_token_timeout):
+            body = await request.body()
+        if place is not None:
+            place.expect(len(body))
+        return parse_body(kind, body)
 
     async def start(self, generation: GenerationRequest, place: Place) -> TextAnswer:
         """Start an answer, which keeps the place until it has ended; where one is served at a time, when its turn has come.
@@ -106,9 +118,3 @@ def services_of(connection: HTTPConnection) -> Services:
 def request_id_of(connection: HTTPConnection) -> str:
     """The id that the middleware gave to the request, or the client's own."""
     return str(connection.scope[REQUEST_ID])
-
-
-def body_size(request: Request) -> int:
-    """Bytes that the client announced; 0 for a body sent in chunks of unknown length."""
-    length = request.headers.get("content-length", "0")
-    return int(length) if length.isdigit() else 0

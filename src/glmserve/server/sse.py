@@ -61,7 +61,8 @@ class EventStream(Response):
             async with ClientWatch(receive), self._answer:
                 await self._stream(send)
         except ClientGoneError:
-            return
+            if not self._started:
+                raise  # counted as gone, not as an answer that failed
         except GlmserveError as error:
             if not self._started:
                 raise

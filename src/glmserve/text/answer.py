@@ -21,8 +21,8 @@ from glmserve.client.output_stream import OutputStream
 from glmserve.client.supervisor import EngineState
 from glmserve.observe.metrics import Metrics
 from glmserve.observe.request_record import CLIENT_GONE_STATUS, ChoiceRecord, RequestRecord
-from glmserve.protocol.errors import DeadlineExceededError, EngineUnavailableError, GlmserveError
-from glmserve.protocol.messages import FinishReason, RequestOutput, RequestTimes, TokenLogprobs
+from glmserve.protocol.errors import DeadlineExceededError, EngineUnavailableError, GlmserveError, InvalidRequestError
+from glmserve.protocol.messages import FinishReason, Refusal, RequestOutput, RequestTimes, TokenLogprobs
 from glmserve.text.output_text import OutputText
 
 
@@ -130,6 +130,10 @@ def _engine_error(output: RequestOutput, client: EngineClient) -> GlmserveError:
     """What to tell the user.  An engine that still runs failed at this request alone, which sending it again may not mend."""
     if output.finish_reason is FinishReason.TIMEOUT:
         return DeadlineExceededError(output.error or "the request's time limit passed in the engine")
+    if output.refusal is Refusal.INVALID:
+        return InvalidRequestError(output.error or "the engine cannot serve this request")
+    if output.refusal is Refusal.DRAINING:
+        return EngineUnavailableError(f"{output.error}: send the request again")
     if client.state in (EngineState.DRAINING, EngineState.STOPPED):
         return EngineUnavailableError("the answer was cut off because the server is shutting down: send the request again")
     if client.state is EngineState.READY:

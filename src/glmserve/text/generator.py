@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
@@ -28,6 +29,9 @@ from glmserve.text.output_text import OutputText
 from glmserve.text.tokenizer import Tokenizer
 
 INLINE_CHARACTERS = 2000  # tokenizing this much takes less time than handing it to a thread
+MESSAGE_CHARACTERS = 20  # that a chat format puts around a message, about
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ class TextGenerator:
         """
         params = request.sampling_params
         self._check_token_ids(params)
+        if params.stop and self.tokenizer is None:
+            raise InvalidRequestError("this server has no tokenizer, so it cannot see stop strings: use stop_token_ids", "stop")
         tokenizing = time.monotonic()
         with self._client.http_work.tokenizing():
             prompts = [await self.encode(prompt) for prompt in request.prompts]
@@ -135,20 +141,28 @@ class TextGenerator:
             raise InvalidRequestError("this server has no tokenizer: send token ids to /v1/completions", "prompt")
         if isinstance(prompt, str):
             text: str = prompt
-            if len(prompt) <= INLINE_CHARACTERS:
-                return tokenizer.encode(prompt)
-            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: tokenizer.encode(text))
+            return await self.tokenizing(len(prompt), lambda: tokenizer.encode(text))
         messages = prompt.messages
-        if sum(len(message.content) for message in messages) <= INLINE_CHARACTERS:
-            return tokenizer.encode_chat(messages)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: tokenizer.encode_chat(messages))
+        size = sum(len(message.content) + MESSAGE_CHARACTERS for message in messages)
+        return await self.tokenizing(size, lambda: tokenizer.encode_chat(messages))
+
+    async def tokenizing(self, size: int, work: Callable[[], T]) -> T:
+        """What `work` of the tokenizer gives; where its `size`, in characters or tokens, is large, off the event loop."""
+        if size <= INLINE_CHARACTERS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _check_prompt_ids(self, token_ids: list[int]) -> None:
         vocab_size, bos = self._spec.vocab_size, self._spec.bos_token_id
         if min(token_ids) < 0 or max(token_ids) >= vocab_size:
             raise InvalidRequestError(f"token ids of the prompt must be from 0 to {vocab_size - 1}", "prompt")
-        if self._spec.attention == "prefix" and bos not in token_ids:
+        if self._spec.attention != "prefix":
+            return
+        if bos not in token_ids:
             raise InvalidRequestError(f"a prompt of token ids must hold the id {bos} where the answer begins", "prompt")
+        gmask, mask = self._spec.gmask_token_id, self._spec.mask_token_id
+        if gmask not in token_ids and mask not in token_ids:
+            raise InvalidRequestError(f"a prompt of token ids must hold the id {gmask} ([gMASK]) or {mask} ([MASK])", "prompt")
 
     def _check_token_ids(self, params: SamplingParams) -> None:
         for param, token_ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):

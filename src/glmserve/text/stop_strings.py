@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import msgspec
@@ -73,6 +74,7 @@ class _Matcher:
         return None
 
 
+@functools.lru_cache(maxsize=256)  # the choices of a request have the same, and often its successors
 def _fallbacks(stop: str) -> list[int]:
     """For each beginning of `stop`, the length of its longest proper beginning that is also its end."""
     table = [0] * len(stop)

@@ -21,10 +21,10 @@ from fastapi import APIRouter, Request, Response
 
 from glmserve.protocol.errors import GlmserveError, InvalidRequestError
 from glmserve.server.admission import Place
-from glmserve.server.bodies import body_schema, collect, json_response, read_body
+from glmserve.server.bodies import body_schema, collect, json_response
 from glmserve.server.errors import chatglm_body
 from glmserve.server.schemas import ChatGLMRequest
-from glmserve.server.services import body_size, request_id_of, services_of
+from glmserve.server.services import request_id_of, services_of
 from glmserve.server.sse import EventStream, encode_json, event
 from glmserve.text.answer import ChoiceDelta, TextAnswer, Usage
 from glmserve.text.chat_format import messages_from_history
@@ -36,7 +36,7 @@ router = APIRouter()
 @router.post("/", openapi_extra=body_schema(ChatGLMRequest))
 async def api(request: Request) -> Response:
     """Answer a prompt after its history, as api.py does."""
-    with services_of(request).reserve(body_size(request)) as place:
+    with services_of(request).reserve() as place:
         body, answer = await _start(request, place)
         response = (await collect(answer, request))[0].text
         history = [*(body.history or []), [body.prompt, response]]
@@ -47,7 +47,7 @@ async def api(request: Request) -> Response:
 async def api_stream(request: Request) -> Response:
     """The same, as it is written."""
     services = services_of(request)
-    with services.reserve(body_size(request)) as place:
+    with services.reserve() as place:
         body, answer = await _start(request, place)
         return EventStream(answer, ApiEvents(body), services.config.stream_interval)
 
@@ -55,7 +55,7 @@ async def api_stream(request: Request) -> Response:
 @router.post("/chat", openapi_extra=body_schema(ChatGLMRequest))
 async def chat(request: Request) -> Response:
     """Answer a prompt."""
-    with services_of(request).reserve(body_size(request)) as place:
+    with services_of(request).reserve() as place:
         _, answer = await _start(request, place)
         return json_response({"response": (await collect(answer, request))[0].text})
 
@@ -64,14 +64,14 @@ async def chat(request: Request) -> Response:
 async def chat_stream(request: Request) -> Response:
     """The same, as it is written."""
     services = services_of(request)
-    with services.reserve(body_size(request)) as place:
+    with services.reserve() as place:
         _, answer = await _start(request, place)
         return EventStream(answer, ChatEvents(), services.config.stream_interval)
 
 
 async def _start(request: Request, place: Place) -> tuple[ChatGLMRequest, TextAnswer]:
     services = services_of(request)
-    body = await read_body(ChatGLMRequest, request)
+    body = await services.read(ChatGLMRequest, request, place)
     if not body.prompt:
         raise InvalidRequestError("prompt required", "prompt")
     generation = GenerationRequest(

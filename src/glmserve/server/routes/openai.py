@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request, Response
 
 from glmserve.protocol.errors import InvalidRequestError, ModelNotFoundError
 from glmserve.protocol.sampling_params import SamplingParams
-from glmserve.server.bodies import body_schema, collect, json_response, read_body
+from glmserve.server.bodies import body_schema, collect, json_response
 from glmserve.server.openai_chunks import AnswerFrame, ChatStream, CompletionStream, whole_chat, whole_completion
 from glmserve.server.schemas import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, SamplingBody, TokenizeRequest
-from glmserve.server.services import Services, body_size, request_id_of, services_of
+from glmserve.server.services import Services, request_id_of, services_of
 from glmserve.server.sse import EventStream
 from glmserve.text.chat_format import parse_messages
 from glmserve.text.generator import ChatPrompt, GenerationRequest
@@ -23,8 +23,8 @@ router = APIRouter()
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
     services = services_of(request)
-    with services.reserve(body_size(request)) as place:
-        body = await read_body(ChatCompletionRequest, request)
+    with services.reserve() as place:
+        body = await services.read(ChatCompletionRequest, request, place)
         services.check_model(body.model)
         params = body.sampling_params(services.config)
         generation = GenerationRequest(
@@ -44,12 +44,12 @@ async def chat_completions(request: Request) -> Response:
 async def completions(request: Request) -> Response:
     """Continue a text, or several."""
     services = services_of(request)
-    with services.reserve(body_size(request)) as place:
-        body = await read_body(CompletionRequest, request)
+    with services.reserve() as place:
+        body = await services.read(CompletionRequest, request, place)
         services.check_model(body.model)
         params = body.sampling_params()
         prompts = body.prompts
-        echoes = _echoes(services, prompts, params.n) if body.echo else []
+        echoes = await _echoes(services, prompts, params.n) if body.echo else []
         generation = GenerationRequest(
             request_id=f"cmpl-{request_id_of(request)}", prompts=list(prompts), sampling_params=params, priority=body.priority or 0
         )
@@ -72,13 +72,18 @@ def _frame(services: Services, answer_id: str, body: SamplingBody, params: Sampl
         num_top=params.logprobs,
         with_token_ids=bool(body.return_token_ids) or tokenizer is None,
         with_usage=options is not None and bool(options.include_usage),
-        with_running_usage=options is not None and bool(options.continuous_usage_stats),
+        with_running_usage=options is not None and bool(options.include_usage and options.continuous_usage_stats),
     )
 
 
-def _echoes(services: Services, prompts: list[str | list[int]], n: int) -> list[str]:
-    texts = [prompt if isinstance(prompt, str) else services.tokenizer.decode(prompt) for prompt in prompts]
+async def _echoes(services: Services, prompts: list[str | list[int]], n: int) -> list[str]:
+    texts = [prompt if isinstance(prompt, str) else await _text_of(services, prompt) for prompt in prompts]
     return [text for text in texts for _ in range(n)]
+
+
+async def _text_of(services: Services, token_ids: list[int]) -> str:
+    tokenizer = services.tokenizer
+    return await services.generator.tokenizing(len(token_ids), lambda: tokenizer.decode(token_ids))
 
 
 @router.get("/v1/models")
@@ -112,16 +117,19 @@ def _model_card(services: Services) -> dict[str, Any]:
 async def tokenize(request: Request) -> Response:
     """Token ids of a prompt or of a conversation."""
     services = services_of(request)
-    body = await read_body(TokenizeRequest, request)
+    body = await services.read(TokenizeRequest, request)
     services.check_model(body.model)
-    tokenizer = services.tokenizer
+    tokenizer, tokenizing = services.tokenizer, services.generator.tokenizing
     if body.messages is not None:
         token_ids = await services.generator.encode(ChatPrompt(parse_messages(body.messages)))
     elif body.add_special_tokens:
         token_ids = await services.generator.encode(body.prompt or "")
     else:
-        token_ids = tokenizer.encode(body.prompt or "", add_special_tokens=False)
-    names = [tokenizer.token_text(token_id) for token_id in token_ids] if body.return_token_strs else None
+        text = body.prompt or ""
+        token_ids = await tokenizing(len(text), lambda: tokenizer.encode(text, add_special_tokens=False))
+    names = None
+    if body.return_token_strs:
+        names = await tokenizing(len(token_ids), lambda: [tokenizer.token_text(token_id) for token_id in token_ids])
     length = services.generator.max_model_len
     return json_response({"count": len(token_ids), "max_model_len": length, "tokens": token_ids, "token_strs": names})
 
@@ -130,8 +138,8 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """Text of token ids."""
     services = services_of(request)
-    body = await read_body(DetokenizeRequest, request)
+    body = await services.read(DetokenizeRequest, request)
     services.check_model(body.model)
     if any(not 0 <= token_id < services.spec.vocab_size for token_id in body.tokens):
         raise InvalidRequestError(f"tokens must be from 0 to {services.spec.vocab_size - 1}", "tokens")
-    return json_response({"prompt": services.tokenizer.decode(body.tokens)})
+    return json_response({"prompt": await _text_of(services, body.tokens)})

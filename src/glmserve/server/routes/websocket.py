@@ -137,7 +137,7 @@ class ChatSession:
 def _parse(text: str) -> dict[str, Any]:
     try:
         message = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequestError(f"the message is not JSON: {error}") from None
     if not isinstance(message, dict):
         raise InvalidRequestError("the message must be a JSON object")
