@@ -60,7 +60,8 @@ def run_offline(workloads: list[dict[str, Any]], options: argparse.Namespace) ->
         entries = [{key: value for key, value in one.items() if key != "clients"} | lengths for one in workloads]
         listed.write_text(json.dumps({"offline": entries}))
         command = [sys.executable, "-m", "glmserve", "bench", "throughput", *engine_flags(options, "bench")]
-        subprocess.run([*command, "--workloads", str(listed), "--output-json", str(result)], check=True)
+        if subprocess.run([*command, "--workloads", str(listed), "--output-json", str(result)]).returncode:
+            sys.exit(1)  # it has said why
         return {row["name"]: row for row in json.loads(result.read_text())["rows"]}
 
 

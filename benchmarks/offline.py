@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 DEFAULTS = [
     "--model", str(HERE / "chatglm-6b"), "--load-format", "dummy", "--skip-tokenizer-init", "--dtype", "bfloat16",
-    "--workloads", str(HERE / "workloads.json"),
+    "--device", "cuda", "--workloads", str(HERE / "workloads.json"),
 ]  # fmt: skip
 
 

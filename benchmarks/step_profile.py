@@ -25,6 +25,7 @@ from glmserve.kernels.decode_rows import NUM_FIELDS, POSITION, SECOND_POSITION, 
 from glmserve.layers.linear import Linear
 from glmserve.layers.quantized_linear import QuantizedLinear
 from glmserve.models.floor import Chip, head_values, layer_values
+from glmserve.protocol.errors import ModelLoadError
 from glmserve.protocol.sampling_params import SamplingParams
 from glmserve.runner.chip import measure_chip, product_dtype, seconds_of
 
@@ -58,10 +59,14 @@ def main() -> None:
 
 def load(flags_given: list[str], max_num_seqs: str = "256") -> tuple[LoadedEngine, EngineConfig, dict[str, Any]]:
     """An engine of ChatGLM-6B's shape with random weights, changed by the flags given, and all its flags."""
-    flags: dict[str, Any] = {"model": str(HERE / "chatglm-6b"), "load_format": "dummy", "dtype": "bfloat16", "max_num_seqs": max_num_seqs}
+    flags: dict[str, Any] = {"model": str(HERE / "chatglm-6b"), "load_format": "dummy", "dtype": "bfloat16", "device": "cuda"}
+    flags["max_num_seqs"] = max_num_seqs
     flags |= {name.removeprefix("--").replace("-", "_"): value for name, value in zip(flags_given[::2], flags_given[1::2], strict=True)}
     config, _ = load_serve_settings(flags, environ={})
-    return load_engine(config, lambda text: print(text, file=sys.stderr)), config, flags
+    try:
+        return load_engine(config, lambda text: print(text, file=sys.stderr)), config, flags
+    except ModelLoadError as error:
+        sys.exit(str(error))
 
 
 @torch.inference_mode()

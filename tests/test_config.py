@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,18 @@ def test_several_api_keys(keys: object) -> None:
     assert load_serve_settings({}, None, {"GLMSERVE_API_KEY": "a,b"})[1].api_key == ("a", "b")
 
 
+@pytest.mark.parametrize("keys", [[""], ["secret", ""], ("secret", "  ")])
+def test_an_empty_key_does_not_open_the_server_to_all(keys: object) -> None:
+    with pytest.raises(SettingsError, match="api_key cannot be"):
+        load_serve_settings({"api_key": keys}, None, {})
+
+
+@pytest.mark.parametrize("flags", [{"aging_seconds": math.inf}, {"otlp_traces_endpoint": "collector:4318"}])
+def test_values_that_would_fail_later_are_refused(flags: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match=f"{next(iter(flags))} cannot be"):
+        load_serve_settings(flags, None, {})
+
+
 def test_a_bad_flag_names_key_value_allowed_and_origin() -> None:
     message = refusal({"max_num_seqs": "0"})
     assert "max_num_seqs" in message
@@ -109,7 +122,12 @@ def test_an_unknown_key_gets_a_guess(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("port: [1\n", "is not YAML"), ("- port\n", "should hold lines like"), ("just words\n", "should hold lines like")],
+    [
+        ("port: [1\n", "is not YAML"),
+        ("port: 1\nweb: true\nport: 2\n", "line 3: the key 'port' is there twice"),
+        ("- port\n", "should hold lines like"),
+        ("just words\n", "should hold lines like"),
+    ],
 )
 def test_a_file_that_is_no_settings_file(tmp_path: Path, text: str, words: str) -> None:
     assert words in refusal({}, write(tmp_path, text))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 import glmserve
 from glmserve import LLM, SamplingParams
@@ -68,6 +69,35 @@ def test_an_interrupt_leaves_nothing_running(llm: LLM, monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             llm.generate(PROMPTS, greedy(), use_tqdm=False)
     assert llm.generate(PROMPTS[0], greedy(), use_tqdm=False)[0].outputs[0].token_ids == CASES[0].greedy_tokens
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_step_that_was_cut_off_leaves_nothing_to_be_found(llm: LLM, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """What was to be written into the K/V cache may not have been."""
+    execute, count = llm.engine.runner.execute, iter(range(at))
+
+    def cut_off(batch: Any) -> Any:
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return execute(batch)
+
+    llm.engine.forget_cached()
+    with torch.inference_mode():
+        llm.engine.runner.pool.blocks[:, :, 1:].fill_(7.0)  # nothing right is left there from before
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner, "execute", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(PROMPTS, greedy(), use_tqdm=False)
+    for _ in range(2):
+        results = llm.generate(PROMPTS, greedy(), use_tqdm=False)
+        assert [result.outputs[0].token_ids for result in results] == [case.greedy_tokens for case in CASES]
+
+
+def test_parameters_that_cannot_be_leave_no_request_behind(llm: LLM) -> None:
+    assert llm.tokenizer is None
+    with pytest.raises(InvalidRequestError, match="stop strings"):
+        llm.generate(PROMPTS[0], SamplingParams(stop=["x"], max_tokens=None), use_tqdm=False)
+    assert not llm.engine.scheduler.requests
 
 
 @pytest.mark.parametrize("frozen_by_python", [0, 375])

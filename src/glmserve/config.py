@@ -72,7 +72,9 @@ class BatchSettings(Settings):
     kernels: Literal["fused", "plain"] = Field(
         "fused", description="plain: torch's own operations on a GPU too, but for attention, to see what the fused kernels bring."
     )
-    aging_seconds: float = Field(5.0, gt=0, description="A waiting request gains one priority class each time this long passes.")
+    aging_seconds: float = Field(
+        5.0, gt=0, allow_inf_nan=False, description="A waiting request gains one priority class each time this long passes."
+    )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of the engine. Default: torch's, but one for a model below 100 million numbers."
     )
@@ -96,11 +98,21 @@ class HttpSettings(Settings):
         None, description="Collector of OpenTelemetry traces, as http://localhost:4318/v1/traces. Needs the extra `otel`."
     )
 
+    @field_validator("otlp_traces_endpoint")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value
+
     @field_validator("api_key", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         """A variable holds several keys with commas between them."""
-        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+        keys = tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+        if isinstance(keys, list | tuple) and not all(isinstance(key, str) and key.strip() for key in keys):
+            raise ValueError("a key must not be empty: it would let everybody in")
+        return keys
 
 
 class LimitSettings(Settings):
@@ -287,11 +299,26 @@ def _schema(kind: type[Settings]) -> dict[str, Any]:
     return kind.model_json_schema()
 
 
+class _NoKeyTwice(yaml.SafeLoader):
+    """YAML's own loader takes the last of two values, without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Raises yaml.YAMLError that names the line of a key that is there already."""
+        seen = set[str]()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {key.value!r} is there twice")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path, fields: list[str]) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoKeyTwice)
     except OSError as error:
-        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}.") from error
+        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}. Name another one with --config.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"the settings file {path} is not YAML: {error}") from error
     if content is None:  # an empty file

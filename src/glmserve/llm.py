@@ -21,7 +21,7 @@ from glmserve.engine.loading import device_of
 from glmserve.models.demo import resolve_model
 from glmserve.protocol.errors import InvalidRequestError
 from glmserve.protocol.messages import EngineRequest, FinishReason, RequestOutput, TokenLogprobs
-from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.protocol.sampling_params import SamplingParams, seed_of_choice
 from glmserve.text.chat_format import parse_messages
 from glmserve.text.output_text import OutputText
 from glmserve.text.tokenizer import Tokenizer, load_tokenizer
@@ -172,6 +172,7 @@ class LLM:
                         progress.advance(task, ended)
         except BaseException:  # also Ctrl-C: the engine must not go on with what nobody will read
             self.engine.abort_requests(list(choices))
+            self.engine.forget_cached()
             raise
         return results
 
@@ -191,8 +192,7 @@ class LLM:
         for (text, token_ids), params in zip(prompts, sampling_params, strict=True):
             results.append(result := RequestResult(str(next(self._numbers)), text, token_ids, []))
             for index in range(params.n):
-                choice = self._submit(result, index, params, chat)
-                choices[choice.request_id] = choice
+                self._submit(result, index, params, chat, choices)
             num_open, num_tokens = num_open + params.n, num_tokens + params.n * len(token_ids)
             if not begun and num_tokens >= self.engine.scheduler.max_num_batched_tokens:
                 begun, ended = True, self._step(choices)
@@ -203,16 +203,16 @@ class LLM:
             num_open -= ended
             yield ended
 
-    def _submit(self, result: RequestResult, index: int, params: SamplingParams, chat: bool) -> _Choice:
+    def _submit(self, result: RequestResult, index: int, params: SamplingParams, chat: bool, choices: dict[str, _Choice]) -> None:
         request_id = f"{result.request_id}-{index}"
-        own = params
-        if params.n > 1:
-            own = msgspec.structs.replace(params, n=1, seed=None if params.seed is None else params.seed + index)
-        self.engine.add_request(EngineRequest(request_id, result.prompt_token_ids, own, time.monotonic()))
+        own = params if params.n == 1 else msgspec.structs.replace(params, n=1, seed=seed_of_choice(params.seed, index))
+        if params.stop and self.tokenizer is None:
+            raise InvalidRequestError("this LLM has no tokenizer, so it cannot see stop strings: use stop_token_ids", "stop")
         output = CompletionOutput(index, logprobs=None if params.logprobs is None else [])
         result.outputs.append(output)
         text = None if self.tokenizer is None else OutputText(self.tokenizer, params, chat)
-        return _Choice(request_id, result, output, text, self.tokenizer)
+        choices[request_id] = _Choice(request_id, result, output, text, self.tokenizer)  # before the engine has it, so that it is aborted
+        self.engine.add_request(EngineRequest(request_id, result.prompt_token_ids, own, time.monotonic()))
 
     def _step(self, choices: dict[str, _Choice]) -> int:
         """One step of the engine; how many choices it ended."""
@@ -253,7 +253,7 @@ class _Choice:
             output.finish_reason, output.stop_reason = FinishReason.STOP.value, stopped_by
         elif update.finish_reason is not None:
             output.finish_reason, output.stop_reason = update.finish_reason.value, update.stop_token_id
-        self.result.num_cached_tokens = update.num_cached_tokens
+        self.result.num_cached_tokens = max(self.result.num_cached_tokens, update.num_cached_tokens)
         self.result.finished = all(choice.finish_reason is not None for choice in self.result.outputs)
         if update.error:
             raise RuntimeError(update.error)

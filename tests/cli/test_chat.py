@@ -44,6 +44,13 @@ def test_help_and_an_unknown_command_are_not_sent(glmserve: Run, scripted_server
     assert "There is no command /nwe" in result.stderr
 
 
+@pytest.mark.parametrize("flag", [[], ["--url"]])
+def test_a_server_may_be_named_without_its_scheme(glmserve: Run, scripted_server: ScriptedServer, flag: list[str]) -> None:
+    scripted_server.script = [["a"]]
+    result = glmserve("chat", *flag, scripted_server.url.removeprefix("http://"), stdin="x\n")
+    assert (result.returncode, result.stdout) == (0, "a\n")
+
+
 def test_settings_reach_the_server(glmserve: Run, scripted_server: ScriptedServer) -> None:
     scripted_server.script = [["a"]]
     glmserve("chat", scripted_server.url, "--temperature", "0", "--max-tokens", "7", stdin="x\n", GLMSERVE_API_KEY="k1,k2")

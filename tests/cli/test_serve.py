@@ -24,7 +24,7 @@ def test_a_taken_port(glmserve: Run) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        assert_one_screen(glmserve("serve", "demo", "--host", "127.0.0.1", "--port", port), 2, f"port {port} is taken")
+        assert_one_screen(glmserve("serve", "demo", "--host", "127.0.0.1", "--port", port), 1, f"port {port} is taken")
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from glmserve.protocol.errors import InvalidRequestError
-from glmserve.protocol.sampling_params import SamplingParams
+from glmserve.protocol.sampling_params import SamplingParams, seed_of_choice
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,26 @@ def test_what_people_write_is_understood() -> None:
     params = SamplingParams(stop="\n", top_k=-1, max_tokens=None)  # type: ignore[arg-type]
     assert params.stop == ["\n"]
     assert params.top_k == 0
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = SamplingParams(seed=np.int64(42), top_k=np.int32(5), max_tokens=np.int64(7), logit_bias={np.int64(3): np.float32(1)})  # type: ignore[arg-type,dict-item]
+    assert (params.seed, params.top_k, params.max_tokens, params.logit_bias) == (42, 5, 7, {3: 1.0})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
+
+
+@pytest.mark.parametrize(
+    "given", [{"seed": 3.0}, {"n": 2.0}, {"top_k": 5.5}, {"max_tokens": 3.5}, {"logprobs": 1.5}, {"logit_bias": {"5": 1}}]
+)
+def test_what_is_no_whole_number_is_told_of(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="wrong type"):
+        SamplingParams(**given)
+
+
+def test_choices_have_seeds_of_their_own() -> None:
+    assert [seed_of_choice(7, number) for number in range(3)] == [7, 8, 9]
+    assert seed_of_choice(None, 3) is None
+    assert seed_of_choice(2**64 - 1, 2) == 1
 
 
 def test_temperature_zero_is_greedy() -> None:

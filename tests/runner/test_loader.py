@@ -50,6 +50,25 @@ def write_released_layout(folder: Path, tensors: Tensors, shards: int = 3) -> li
     return files
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_git_lfs_pointer_is_told_from_a_broken_file(folder: Path, name: str) -> None:
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelLoadError, match=f"{name} cannot be read.*git lfs pull"):
+        make_engine(folder)
+
+
+def test_a_folder_of_trained_soft_tokens_that_is_not_there(folder: Path) -> None:
+    shutil.copy(CHATGLM / "model.safetensors", folder)
+    with pytest.raises(ModelLoadError, match="there is no folder"):
+        make_engine(folder, ptuning_checkpoint=str(folder / "nowhere"))
+
+
+def test_a_pool_that_was_asked_for_and_is_too_small_names_its_flag(folder: Path) -> None:
+    shutil.copy(CHATGLM / "model.safetensors", folder)
+    with pytest.raises(NotEnoughMemoryError, match="Raise --kv-cache-memory-bytes"):
+        make_engine(folder, num_kv_blocks=2)
+
+
 def set_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))

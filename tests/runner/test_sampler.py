@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from glmserve.kernels.nucleus import pick
+from glmserve.kernels.top_k import best_ids
 from glmserve.runner.sampler import Sampler, uniform
 from glmserve.scheduler.request import Request
 from tests.runner.sampling import EOS, VOCAB, request_of, sampled_shares, spec_of
@@ -68,6 +69,18 @@ def test_min_p_keeps_what_comes_near_the_best(monkeypatch: pytest.MonkeyPatch) -
     shares = sampled_shares(monkeypatch, LOGITS, [1], min_p=0.3)  # e^-0.5 and e^-1 of the best, but not e^-2
     assert (shares > 0).tolist() == [True, True, True, *[False] * 5]
     assert np.abs(shares[:3] - probabilities(LOGITS[:3])).max() <= 1 / 2048
+
+
+def test_a_neighbour_with_another_top_k_changes_nothing() -> None:
+    """Also where scores are equal, of which 16 bits have many."""
+    draw = torch.Generator().manual_seed(1)
+    scores = torch.randn(200, 3000, generator=draw).mul(3).bfloat16()
+    params = torch.tensor([[2.0], [1.0], [0.0], [0.0], [65.0]]).repeat(1, 200)
+    params[3] = torch.rand(200, generator=draw)
+    alone = best_ids(scores, params, 65, -1)
+    params[4, ::2] = 2000.0
+    beside = best_ids(scores, params, 2000, -1)
+    assert torch.equal(alone[1::2], beside[1::2])
 
 
 def test_equal_scores_do_not_break_the_filters(monkeypatch: pytest.MonkeyPatch) -> None:

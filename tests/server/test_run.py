@@ -17,7 +17,7 @@ import pytest
 
 from glmserve.config import EngineConfig, ServerConfig
 from glmserve.engine.fake import FakeOptions
-from glmserve.protocol.errors import EngineUnavailableError, ModelLoadError, SettingsError
+from glmserve.protocol.errors import AddressError, EngineUnavailableError, ModelLoadError, SettingsError
 from glmserve.server.run import allow_many_clients, bind, serve
 from tests.server.serving import FIXTURE, chat_body, eventually
 
@@ -130,7 +130,7 @@ def test_the_engine_ends_with_a_killed_server(start_process: Callable[..., Serve
 def test_a_taken_port_is_told_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(SettingsError, match=rf"port {port} is taken .*--port") as caught:
+        with pytest.raises(AddressError, match=rf"port {port} is taken .*--port") as caught:
             serve(EngineConfig(model=str(FIXTURE)), ServerConfig(host="127.0.0.1", port=port))
         assert "\n" not in str(caught.value)
 

@@ -24,7 +24,7 @@ def test_the_family_decides(bpe_folder: Path) -> None:
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     for spec, name in ((read_spec(SMALL), "ice_text.model"), (bpe_spec(), "tokenizer.json")):
-        with pytest.raises(ModelLoadError, match=f"has no {name}.*skip_tokenizer_init"):
+        with pytest.raises(ModelLoadError, match=f"has no {name}.*--skip-tokenizer-init"):
             load_tokenizer(tmp_path, spec)
 
 

@@ -17,6 +17,7 @@ from glmserve.cli.options import with_flags_of
 from glmserve.cli.private_server import private_server
 from glmserve.config import ChatConfig, load_chat_settings
 from glmserve.protocol.errors import GlmserveError
+from glmserve.tools.targets import as_url
 
 HELP = """  /new    forget the conversation and begin a new one
   /exit   leave (Ctrl-D does too)
@@ -58,10 +59,11 @@ def chat(
     settings = load_chat_settings(flags)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a private server is ended too
     with ExitStack() as stack:
-        url = target or settings.url
-        if "://" not in url:
-            with notes.status(f"Loading {url} ..."):
-                url = stack.enter_context(private_server(url, settings.start_timeout))
+        url = as_url(target) if target else as_url(settings.url) or f"http://{settings.url}"
+        if url is None:
+            assert target is not None
+            with notes.status(f"Loading {target} ..."):
+                url = stack.enter_context(private_server(target, settings.start_timeout))
         conversation = stack.enter_context(closing(Conversation(url, settings)))
         if sys.stdin.isatty():
             notes.print(f"Talking to [bold]{conversation.model}[/bold] at {url}. /help lists the commands.")

@@ -60,6 +60,10 @@ class EngineCore:
         if not self.has_unfinished_requests():
             self._note_idle(Idle.NO_WORK)
 
+    def forget_cached(self) -> None:
+        """Find no K/V again: after a step that failed, some that was to be written may not have been."""
+        self.scheduler.kv_cache.pool.forget_all()
+
     def drain(self) -> None:
         """The engine is to end once it is done: from now on time without a step is put down to that."""
         self._note_idle(Idle.DRAINING)

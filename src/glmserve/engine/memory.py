@@ -91,9 +91,10 @@ def num_kv_blocks(
         wanted = min(max(_CPU_POOL_BYTES, one_context), _CPU_CONTEXTS * one_context)
         available = min(available_bytes(config, device), wanted)
     if available < one_context:
+        ways = "Raise --kv-cache-memory-bytes or --num-kv-blocks." if asked_for else _ways_to_more_memory(device)
         raise NotEnoughMemoryError(
             f"the weights fit on {device}, but K/V of one full context ({spec.max_model_len} tokens, {gib(one_context)}) do not: "
-            f"{gib(one_context - available)} are missing. Lower --max-model-len. " + _ways_to_more_memory(device),
+            f"{gib(one_context - available)} are missing. Lower --max-model-len. {ways}",
             missing_bytes=one_context - available,
         )
     return available // per_block

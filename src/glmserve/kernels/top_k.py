@@ -1,6 +1,7 @@
 """A random token from each row's `top_k` best, thinned by top_p and min_p; on a GPU by a search that sorts 128 scores, not the vocabulary.
 
-Of equal scores the search takes the first of the vocabulary; which ones torch.topk takes, on a CPU or beyond 64, is its own choice.
+Of equal scores the search takes the first of the vocabulary; which ones torch.topk takes, on a CPU or beyond 64, is its own choice, and on
+a GPU beyond 64 that may differ with the largest `top_k` of the batch.
 The draw goes from the best score downwards.
 """
 
@@ -29,9 +30,25 @@ def best_ids(scores: torch.Tensor, params: torch.Tensor, largest: int, invalid_i
 def best_ids_torch(scores: torch.Tensor, params: torch.Tensor, largest: int, invalid_id: int, masked: bool = False) -> torch.Tensor:
     """The plain twin of `best_ids`; which of equal scores are in is torch.topk's choice."""
     temperature, top_p, min_p, draw, top_k = params[:, :, None]
-    best, token_ids = (scores.float() / temperature).topk(min(largest, scores.shape[-1]), dim=-1)
+    scaled = scores.float() / temperature
+    token_ids = _listed(scaled, top_k[:, 0], min(largest, scores.shape[-1]))
+    best = scaled.gather(1, token_ids)
     place = pick(_filtered(best, top_k, top_p, min_p), draw)
     return torch.where(valid_rows(scores, masked), token_ids.gather(1, place[:, None])[:, 0], invalid_id)
+
+
+def _listed(scores: torch.Tensor, top_k: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 [rows, count]: columns of the best of float32 scores, best first, as many as the row's own `top_k`; then any.
+
+    On a CPU a row is listed with those of the same `top_k` alone: which of equal scores torch.topk takes depends on how many it lists.
+    """
+    if scores.is_cuda:  # to ask which there are would make the GPU wait
+        return scores.topk(count, dim=-1).indices
+    token_ids = torch.zeros((len(scores), count), dtype=torch.int64)
+    for wanted in top_k.clamp(max=count).int().unique().tolist():
+        rows = top_k.clamp(max=count) == wanted
+        token_ids[rows, :wanted] = scores[rows].topk(wanted, dim=-1).indices
+    return token_ids
 
 
 def _filtered(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ def family_of(config: dict[str, Any], folder: Path) -> Family:
     model_type = str(config.get("model_type"))
     if model_type not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise ModelLoadError(f"{folder / 'config.json'} has model_type {model_type!r}; this server knows {known}.")
+        raise ModelLoadError(f"{folder / 'config.json'} has model_type {model_type!r}; this server knows {known}. vLLM serves many others.")
     return FAMILIES[model_type]
 
 

@@ -21,7 +21,9 @@ def load_alert_rules(path: Path) -> AlertRules:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise SettingsError(f"the alert rules {path} cannot be read: {error.strerror}.") from error
+        raise SettingsError(
+            f"the alert rules {path} cannot be read: {error.strerror}. `glmserve monitor --show alert-rules` prints an example."
+        ) from error
     except UnicodeDecodeError as error:
         raise SettingsError(f"the alert rules {path} are not UTF-8 text: {error}.") from error
     return parse_alert_rules(text, str(path))

@@ -15,13 +15,15 @@ from glmserve.config import EngineConfig, wants_traces
 from glmserve.llm import LLM
 from glmserve.models.floor import Chip, Workload
 from glmserve.offline_bench.run import DTYPES, HEAD, heading, markdown_row, read_workloads, run_workload, time_once
-from glmserve.protocol.errors import GlmserveError
+from glmserve.protocol.errors import GlmserveError, SettingsError
 from glmserve.runner.chip import measure_chip, product_dtype
 from glmserve.tools.bench.settings import LatencyConfig, ThroughputConfig
 
 
 def throughput(engine: EngineConfig, run: ThroughputConfig) -> None:
     """Workload after workload, a line each as soon as it is known."""
+    if run.only and run.workloads is None:
+        raise SettingsError("--only names workloads of a file: give it with --workloads.")
     if run.workloads is not None:
         workloads = read_workloads(run.workloads, run.only)
     else:

@@ -7,6 +7,7 @@ GlmserveError
 ├── OverloadedError          the queue is full; `retry_after` seconds             HTTP 503
 ├── EngineUnavailableError   the engine is starting, draining, dead or hung       HTTP 503
 ├── DeadlineExceededError    the request's own time limit passed                  HTTP 504
+├── AddressError             the address to listen on is taken, or not there yet  at start
 ├── SettingsError            a flag, variable or settings file that cannot be     at start
 └── ModelLoadError           a model folder that cannot be served                 at start
     └── NotEnoughMemoryError how many bytes are missing                           at start
@@ -79,6 +80,10 @@ class DeadlineExceededError(GlmserveError):
     http_status = 504
     error_type = "timeout_error"
     code = "deadline_exceeded"
+
+
+class AddressError(GlmserveError):
+    """The address to listen on is taken or not there yet, which may pass; the message says what to do."""
 
 
 class SettingsError(GlmserveError):

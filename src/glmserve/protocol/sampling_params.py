@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import msgspec
 
@@ -50,12 +51,25 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):  # what people write: stop="\n"
             self.stop = [self.stop]
-        if self.top_k == -1:
-            self.top_k = 0
         try:
+            self._take_whole_numbers()
+            if self.top_k == -1:
+                self.top_k = 0
             self._check()
         except TypeError as error:  # a value of another type: msgspec checks them on the wire, Python callers nobody
             raise InvalidRequestError(f"a sampling parameter has a value of the wrong type: {error}") from error
+
+    def _take_whole_numbers(self) -> None:
+        """Whatever counts as one, as NumPy's do.  Raises TypeError for what does not."""
+        for name in ("n", "top_k", "min_tokens"):
+            setattr(self, name, operator.index(getattr(self, name)))
+        for name in ("seed", "max_tokens", "logprobs"):
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, operator.index(value))
+        if self.stop_token_ids:
+            self.stop_token_ids = list(map(operator.index, self.stop_token_ids))
+        if self.logit_bias:
+            self.logit_bias = {operator.index(token_id): float(bias) for token_id, bias in self.logit_bias.items()}
 
     def _check(self) -> None:
         def require(ok: bool, param: str, message: str) -> None:
@@ -103,3 +117,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     def greedy(self) -> bool:
         """True where the most likely token is always taken."""
         return self.temperature < 1e-5
+
+
+def seed_of_choice(seed: int | None, number: int) -> int | None:
+    """The seed of choice `number` from 0 on, so that choices differ and yet can be repeated."""
+    if seed is None or seed + number in SEED_RANGE:
+        return None if seed is None else seed + number
+    return seed + number - 2**64

@@ -11,18 +11,21 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from glmserve.models.lfs import how_to_get_again, is_lfs_pointer
 from glmserve.protocol.errors import ModelLoadError
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The folder's weight files in order, safetensors before .bin.  Raises ModelLoadError that names the missing ones."""
+    if not folder.is_dir():
+        raise ModelLoadError(f"there is no folder {folder}: name the one that holds the weights.")
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.exists():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-                raise ModelLoadError(f"{index} cannot be read ({error}). Download it again.") from error
+                raise ModelLoadError(f"{index} cannot be read ({error}). {how_to_get_again(index)}") from error
             absent = [name for name in names if not (folder / name).exists()]
             if absent:
                 raise ModelLoadError(f"{folder} lacks {len(absent)} of {len(names)} weight files: {', '.join(absent)}. Download them.")
@@ -48,4 +51,6 @@ def tensors_of(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
     except (SafetensorError, zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        if is_lfs_pointer(shard):
+            raise ModelLoadError(f"{shard} cannot be read. {how_to_get_again(shard)}") from error
         raise ModelLoadError(f"{shard} cannot be read: {str(error).splitlines()[0]}. It may be truncated; download it again.") from error

@@ -80,6 +80,11 @@ class BlockPool:
             self._hashes[block] = block_hash
             self._block_of_hash[block_hash] = block
 
+    def forget_all(self) -> None:
+        """Make no block findable any longer, held or free."""
+        self._block_of_hash.clear()
+        self._hashes = [None] * self.num_blocks
+
     def find(self, block_hash: bytes) -> int | None:
         """The block with this hash, held or free, or None."""
         return self._block_of_hash.get(block_hash)

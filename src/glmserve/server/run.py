@@ -29,7 +29,7 @@ from glmserve.client.supervisor import EngineState
 from glmserve.config import EngineConfig, ServerConfig
 from glmserve.models.catalog import read_spec
 from glmserve.models.demo import BUILT_IN, resolve_model
-from glmserve.protocol.errors import EngineUnavailableError, GlmserveError, SettingsError
+from glmserve.protocol.errors import AddressError, EngineUnavailableError, GlmserveError, SettingsError
 from glmserve.protocol.messages import EngineReady
 from glmserve.server.app import create_app
 from glmserve.server.services import Services
@@ -130,16 +130,20 @@ def uvicorn_config(app: object, config: ServerConfig) -> uvicorn.Config:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.  Raises SettingsError that says what to do where the address cannot be had."""
-    family, kind, protocol, _, address = _resolve(host, port)
-    listener = socket.socket(family, kind, protocol)
+    """A listening socket.
+
+    Raises AddressError that says what to do where the address is taken or not there, SettingsError where it can never be had.
+    """
+    family, sort, protocol, _, address = _resolve(host, port)
+    listener = socket.socket(family, sort, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise SettingsError(_bind_advice(host, port, error)) from error
+        kind = AddressError if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) else SettingsError
+        raise kind(_bind_advice(host, port, error)) from error
     listener.setblocking(False)
     return listener
 

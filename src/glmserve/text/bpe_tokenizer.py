@@ -134,7 +134,7 @@ def _read(folder: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ModelLoadError(
-            f"{folder} has no {FILE_NAME}. Copy it from the model's release, or serve token ids only with skip_tokenizer_init."
+            f"{folder} has no {FILE_NAME}. Copy it from the model's release, or serve token ids only with --skip-tokenizer-init."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ModelLoadError(f"{path} cannot be read: {error}. Download it again.") from error

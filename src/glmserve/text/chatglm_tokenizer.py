@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from glmserve.models.lfs import how_to_get_again
 from glmserve.models.spec import ModelSpec
 from glmserve.protocol.errors import InvalidRequestError, ModelLoadError
 from glmserve.text.chat_format import ChatMessage, render_chatglm
@@ -141,12 +142,12 @@ def _load(folder: Path) -> SentencePieceProcessor:
     if not path.is_file():
         raise ModelLoadError(
             f"{folder} has no {FILE_NAME}, the tokenizer of ChatGLM-6B. Copy it from the released model's folder, "
-            "or serve token ids only with skip_tokenizer_init."
+            "or serve token ids only with --skip-tokenizer-init."
         )
     try:
         return SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise ModelLoadError(f"{path} is not a sentencepiece model ({error}). Download it again.") from error
+        raise ModelLoadError(f"{path} is not a sentencepiece model ({error}). {how_to_get_again(path)}") from error
 
 
 def _id_offset(sp: SentencePieceProcessor, spec: ModelSpec, folder: Path) -> int:

@@ -22,7 +22,7 @@ from glmserve.observe.request_log import RequestLog
 from glmserve.observe.request_record import TRACEPARENT, RequestRecord
 from glmserve.protocol.errors import ContextLengthError, InvalidRequestError
 from glmserve.protocol.messages import EngineRequest
-from glmserve.protocol.sampling_params import SEED_RANGE, SamplingParams
+from glmserve.protocol.sampling_params import SamplingParams, seed_of_choice
 from glmserve.text.answer import Beginning, RunningChoice, TextAnswer
 from glmserve.text.chat_format import ChatMessage
 from glmserve.text.output_text import OutputText
@@ -228,8 +228,6 @@ class TextGenerator:
 
 
 def _choice_params(params: SamplingParams, k: int, max_tokens: int) -> SamplingParams:
-    """The parameters of choice `k`: its own seed, so that choices differ and yet can be repeated."""
-    seed = params.seed
-    if seed is not None and k:
-        seed = seed + k if seed + k in SEED_RANGE else seed + k - 2**64
+    """The parameters of choice `k`."""
+    seed = seed_of_choice(params.seed, k)
     return msgspec.structs.replace(params, n=1, seed=seed, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))

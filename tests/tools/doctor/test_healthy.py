@@ -61,7 +61,7 @@ def test_somebody_elses_healthy_server_without_a_gpu(start: Callable[..., Faulty
 
 def test_the_load_is_said_before_it_is_sent(start: Callable[..., FaultyServer]) -> None:
     server, said = start(), []
-    config = DoctorConfig(checks="answers,pulses")
+    config = DoctorConfig()
     asyncio.run(
         examine(server.url, config, lambda words: None, announce=lambda words: said.append((words, len(server.bodies))), sizes=SMALL)
     )

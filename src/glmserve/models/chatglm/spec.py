@@ -16,7 +16,10 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """Shapes and special ids.  Raises KeyError for a missing key, ValueError for a model this code would get wrong."""
     for key in ("multi_query_attention", "original_rope", "rmsnorm"):
         if key in config:
-            raise ValueError(f"the key {key!r} belongs to ChatGLM2 or later; this server knows the first generation only.")
+            raise ValueError(
+                f"the key {key!r} belongs to ChatGLM2 or later; this server knows the first generation only. "
+                "vLLM serves ChatGLM2-6B, ChatGLM3-6B and GLM-4."
+            )
     if not config.get("position_encoding_2d", True):
         raise ValueError("position_encoding_2d is false; ChatGLM-6B has two-dimensional positions.")
     bits = config.get("quantization_bit") or 0

@@ -21,6 +21,7 @@ from glmserve.tools.doctor.service import Kind, Service, http_client, recognise
 from glmserve.tools.doctor.settings import DEFAULT_TARGET, DoctorConfig
 from glmserve.tools.doctor.speaker import speaker_for
 from glmserve.tools.doctor.trials import QUICK, Sizes, Trials
+from glmserve.tools.targets import as_url
 
 Note = Callable[[str], None]
 
@@ -57,7 +58,7 @@ async def examine(
     begun, checks = time.monotonic(), select(config.checks)
     machine, reader = machine or Machine(), reader or nvml_reader()
     target = target or DEFAULT_TARGET
-    if (url := _as_url(target)) is None:
+    if (url := as_url(target)) is None:
         path = _folder(target)
         patient = Patient(machine, True, reader, _gpu(reader, config.gpu), folder=ModelFolder(path))
         about = f"the model folder {path}"
@@ -72,7 +73,7 @@ async def examine(
             reader = reported
         patient = Patient(machine, is_here, reader, _gpu(reader, config.gpu, reported))
         sizes = sizes or (QUICK if config.quick else Sizes())
-        announce(f"Examining {url}, {sizes.in_words()}")
+        announce(f"Examining {url}, {sizes.in_words() if not config.checks else 'with what these checks send'}")
         findings = await _on_service(wanted, patient, service, config, sizes, note)
     return Examination(target, about, findings, time.monotonic() - begun)
 
@@ -102,14 +103,6 @@ async def _make(checks: list[Check], patient: Patient, note: Note) -> list[tuple
             finding = skipped(f"it could not be examined: {error or type(error).__name__}")
         findings.append((check, finding))
     return findings
-
-
-def _as_url(target: str) -> str | None:
-    """A URL, or HOST:PORT as people type it; None for the name of a folder."""
-    if "://" in target:
-        return target
-    host, _, port = target.rpartition(":")
-    return f"http://{target}" if host and port.isdigit() and not Path(target).exists() else None
 
 
 def _folder(name: str) -> Path:

@@ -9,7 +9,8 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+from glmserve.models.lfs import is_lfs_pointer
+
 _ZIP = b"PK\x03\x04"
 _OLD_TORCH = b"\x80\x02"  # a pickle: torch.save before 1.6
 _MAX_HEADER = 100 * 2**20  # safetensors' own limit
@@ -69,11 +70,6 @@ def _missing_numbers(found: list[Path]) -> list[str]:
     count, have = int(first["count"]), {int(part["number"]) for part in parts}
     name = f"{first['stem']}-{{:05d}}-of-{count:05d}.{first['suffix']}"
     return [name.format(number) for number in range(1, count + 1) if number not in have]
-
-
-def is_lfs_pointer(path: Path) -> bool:
-    """A text of three lines that git leaves in place of a large file where git-lfs was not there to fetch it."""
-    return _head(path, len(LFS_POINTER)) == LFS_POINTER
 
 
 def fault_of(path: Path, tensors: dict[str, str]) -> str | None:

@@ -84,7 +84,7 @@ async def _lines(servers: Sequence[WatchedServer], config: MonitorConfig) -> Non
         if rules is not None:
             rules.close()
     if config.once and (away := [server.url for server in servers if not server.reachable]):
-        raise EngineUnavailableError(f"no metrics from {', '.join(away)}.")
+        raise EngineUnavailableError(f"no metrics from {', '.join(away)}: is the server running, and is that its port?")
 
 
 def _page(urls: Sequence[str], config: MonitorConfig) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
+from glmserve.models.lfs import FETCH_LFS, is_lfs_pointer
 from glmserve.protocol.errors import ModelLoadError
 from glmserve.tools.doctor.finding import Finding, NotApplicableError, fail, ok, warn
 from glmserve.tools.doctor.gpu import Gpu
 from glmserve.tools.doctor.patient import Patient
-from glmserve.tools.doctor.weight_files import fault_of, is_lfs_pointer
+from glmserve.tools.doctor.weight_files import fault_of
 
 FETCH = "Download it again, whole: `hf download REPO --local-dir FOLDER` goes on where it stopped."
 SERVED = (
     "This server knows ChatGLM-6B (model_type chatglm, the first generation) and plain Llama shapes. vLLM serves ChatGLM2, 3 and GLM-4."
 )
-FETCH_LFS = "In the folder: `git lfs install && git lfs pull`. Or download the files without git."
 GPU_SHARE = 0.9  # of the GPU's memory that a server takes by default
 WORKSPACE = 2**30  # CUDA itself and the largest step
 FEW_CONTEXTS = 2
