@@ -40,6 +40,7 @@ def test_a_dash_shows_the_file_and_keeps_the_words_apart(glmserve: Run) -> None:
         (["systemd", "--output", "/proc/nothing/here.service"], 2, "cannot be written"),
         (["systemd", "--port", "many"], 2, "port cannot be 'many'"),
         (["systemd", "--port", "0"], 2, "--port 0"),
+        (["systemd", "demo", "--max-model-len", "100000"], 2, "100000 exceeds the 512 tokens"),
         (["systemd", "--name", "glmserve"], 2, "GLMSERVE_PORT"),
         (["systemd", "--name", "Foo Bar"], 2, "--name cannot be 'Foo Bar': it takes a small letter, then small letters, digits and dashes"),
         (["kubernetes", "--claim", "a_b"], 2, "--claim cannot be 'a_b': it takes the name of a claim"),

@@ -93,7 +93,9 @@ def test_a_server_that_is_not_there(server: Callable[..., None]) -> None:
         find_slow("http://box:8000", SlowConfig())
 
 
-@pytest.mark.parametrize("given, seconds", [("2", 2.0), ("2s", 2.0), ("1.5 s", 1.5), ("500ms", 0.5), ("1min", 60.0), ("1m", 60.0)])
+@pytest.mark.parametrize(
+    "given, seconds", [("2", 2.0), ("2s", 2.0), ("1.5 s", 1.5), ("500ms", 0.5), ("1min", 60.0), ("1m", 60.0), ("1h", 3600.0)]
+)
 def test_over_takes_units(given: str, seconds: float) -> None:
     assert load_slow_settings({"over": given}, {}).over == seconds
 

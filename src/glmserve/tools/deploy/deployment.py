@@ -106,6 +106,9 @@ def plan(target: Target, model: str | None, flags: Mapping[str, Any], config_fil
     engine, server = given.read(EngineConfig), given.read(ServerConfig)
     _check(given, server)
     folder = _model_folder(engine.model)
+    spec = read_spec(resolve_model(engine.model)) if folder or engine.model == DEMO else None
+    if spec is not None and (engine.max_model_len or 0) > spec.max_model_len:
+        raise SettingsError(f"--max-model-len {engine.max_model_len} exceeds the {spec.max_model_len} tokens that {engine.model} allows.")
     on_gpu, notes = _where(engine, asked)
     mounts = _mounts(folder, engine, server) if target in CONTAINERS else ()
     return Deployment(
@@ -122,7 +125,7 @@ def plan(target: Target, model: str | None, flags: Mapping[str, Any], config_fil
         log_folder=str(asked.log_folder.absolute()),
         stop_seconds=math.ceil(server.shutdown_timeout) + STOP_MARGIN,
         start_seconds=math.ceil(server.engine_start_timeout),
-        memory_gib=_memory_gib(engine, read_spec(resolve_model(engine.model)) if folder or engine.model == DEMO else None, on_gpu),
+        memory_gib=_memory_gib(engine, spec, on_gpu),
         image=asked.image or f"glmserve:{__version__}",
         keys_file=str(server.api_key_file.absolute()) if server.api_key_file else None,
         mounts=mounts,

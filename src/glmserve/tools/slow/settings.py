@@ -10,13 +10,13 @@ from pydantic import Field, field_validator
 
 from glmserve.config import Given, Settings
 
-_UNITS = {"ms": 0.001, "min": 60.0, "s": 1.0, "m": 60.0}
+_UNITS = {"ms": 0.001, "min": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class SlowConfig(Settings):
     """What to list"""
 
-    over: float = Field(2.0, ge=0, description="Shortest time of a request to list, as 2, 2s or 500ms.")
+    over: float = Field(2.0, ge=0, description="Shortest time of a request to list, as 2, 2s, 500ms, 1m or 1h.")
     last: int = Field(10, ge=1, le=1000, description="Most requests to list, the newest first.")
     json_output: bool = Field(False, description="Print JSON, for programs.")
     api_key: str | None = Field(None, description="Key, for a server that asks for one.")
