@@ -216,8 +216,9 @@ class Given:
 
     def _complaint(self, kind: type[Settings], name: str) -> str:
         value, origin = self.values[name], self.origin[name]
+        shown = "an empty key" if name == "api_key" else repr(value)  # the other keys are nobody's business
         lines = [
-            f"{name} cannot be {value!r}: it takes {allowed_values(kind, name)}.",
+            f"{name} cannot be {shown}: it takes {allowed_values(kind, name)}.",
             f"  It came from {origin}.  Meaning: {kind.model_fields[name].description}",
         ]
         if origin.endswith(f"{ENV_PREFIX}PORT") and "://" in str(value):

@@ -117,7 +117,8 @@ class Admission:
     def cut_arriving(self) -> None:
         """Wait for no body any longer that has not come whole: its request has not been accepted."""
         for timeout in self.arriving:
-            timeout.reschedule(asyncio.get_running_loop().time())
+            if not timeout.expired():  # else it cannot be changed any more
+                timeout.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def arrival(self, timeout: float) -> AsyncIterator[None]:
