@@ -104,7 +104,9 @@ async def test_an_idle_engine_is_not_taken_for_hung(start_client: StartClient) -
 
 @pytest.mark.parametrize(("fault", "error"), [("exit", "exited with code 3"), ("raise", "RuntimeError: told to fail")])
 async def test_an_engine_that_breaks_in_a_step(start_client: StartClient, tmp_path: Path, fault: str, error: str) -> None:
-    options = FakeOptions.model_validate({"fault": fault, "fault_after_steps": 3, "fault_once_file": str(tmp_path / "broke")})
+    broke = str(tmp_path / "broke")
+    # Slow steps, so that both requests are sent before it breaks, however busy the machine is.
+    options = FakeOptions.model_validate({"fault": fault, "fault_after_steps": 3, "fault_once_file": broke, "step_seconds": 0.1})
     client = await start_client(options)
     await assert_all_end_with([client.submit(request("a", FOREVER)), client.submit(request("b", FOREVER))], error)
     await client.wait_ready()
